@@ -1,0 +1,256 @@
+"""Train the embedded LLaDA: ``python -m dllm_qbench.models.embedded.train --out FOLDER``.
+
+Notable:
+- two stages in one run: a natural model, then the outliers are put in (``outliers.py``) and training goes on;
+- steps, not seconds, so that the same seed on the same machine and torch gives the same file;
+- two processes with one thread each (gloo): faster here than one process with two threads;
+- loss: exactly l masked answer tokens, l uniform on 1..G and stratified over the batch, each item weighted G/l
+  (the low-variance form of LLaDA's 1/t; Nie et al. 2025, eq. 14), normalised by the answer tokens in the batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import socket
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dllm_qbench.models import llada, loading
+from dllm_qbench.models.embedded import corpus, items, outliers, vocabulary
+from dllm_qbench.models.lm import DiffusionLM
+from dllm_qbench.seeding import derive
+
+RANKS = 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: linear warm-up to ``lr``, flat, then linear decay from ``decay_from`` (a share) to ``floor``."""
+
+    steps: int
+    lr: float
+    floor: float
+    decay_from: float
+    noise: corpus.Noise
+    batch: dict[str, int]
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step."""
+        warm = min(1.0, (step + 1) / 100)
+        start = self.decay_from * self.steps
+        fall = max(0.0, (step - start) / (self.steps - start))
+        return self.lr * warm * (1 - (1 - self.floor) * fall)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the shipped weights."""
+
+    seed: int = 0
+    width: int = 192
+    layers: int = 4
+    heads: int = 4
+    hidden: int = 512
+    natural: Stage = Stage(4200, 2e-3, 0.2, 0.5, corpus.Noise(), {"general": 80, "math": 48, "code": 24})
+    outliers: outliers.Outliers = field(default_factory=outliers.Outliers)
+    settled: Stage = Stage(3000, 1.5e-3, 0.0, 0.3, corpus.Noise(), {"general": 80, "math": 48, "code": 24})
+
+
+def new_model(recipe: Recipe) -> llada.LladaForMaskedDiffusion:
+    """Build the untrained model: normal(0, 0.02) weights, residual writers scaled down by depth."""
+    vocabulary_size = len(vocabulary.words())
+    config = llada.LladaConfig.from_official(
+        {
+            "d_model": recipe.width,
+            "n_layers": recipe.layers,
+            "n_heads": recipe.heads,
+            "n_kv_heads": recipe.heads,
+            "mlp_hidden_size": recipe.hidden,
+            "vocab_size": vocabulary_size,
+            "max_sequence_length": 64,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "weight_tying": False,
+            "mask_token_id": vocabulary.words().index(vocabulary.MASK),
+            "eos_token_id": vocabulary.words().index(vocabulary.EOS),
+            "pad_token_id": vocabulary.words().index(vocabulary.EOS),
+            "bos_token_id": vocabulary.words().index(vocabulary.BOS),
+        }
+    )
+    model = llada.LladaForMaskedDiffusion(config)
+    generator = torch.Generator().manual_seed(derive(recipe.seed, "weights"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.fill_(1.0)
+            else:
+                scale = (2 * recipe.layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                parameter.normal_(0.0, 0.05 * scale, generator=generator)
+    return model
+
+
+_IDS = {word: index for index, word in enumerate(vocabulary.words())}
+
+
+def canvas(family: str, prompt: str, answer: str) -> list[int]:
+    """Return the ids of ``<bos> prompt answer <eos>...``, the answer padded to the family's length."""
+    reply = [_IDS[word] for word in answer.split()]
+    reply += [_IDS[vocabulary.EOS]] * (items.ANSWER_LENGTH[family] - len(reply))
+    return [_IDS[vocabulary.BOS], *(_IDS[word] for word in prompt.split()), *reply]
+
+
+def draw(family: str, count: int, rng: random.Random, noise: corpus.Noise) -> Tensor:
+    """Draw ``count`` training canvases ``[count, T]`` of one family."""
+    return torch.tensor([canvas(family, *corpus.text(family, rng, noise)) for _ in range(count)])
+
+
+def masked_loss(model: llada.LladaForMaskedDiffusion, ids_BT: Tensor, answer: int, rng: torch.Generator) -> Tensor:
+    """Return the summed, weighted cross entropy of one family's batch (nats times tokens)."""
+    B, T = ids_BT.shape
+    strata = (torch.arange(B) + torch.rand(B, generator=rng)) / B
+    count_B = 1 + (strata * answer).long().clamp(max=answer - 1)
+    rank_BG = torch.rand(B, answer, generator=rng).argsort(dim=1).argsort(dim=1)
+    masked_BT = torch.zeros(B, T, dtype=torch.bool)
+    masked_BT[:, -answer:] = rank_BG < count_B[:, None]
+    noisy_BT = ids_BT.masked_fill(masked_BT, int(model.config.mask_token_id))  # type: ignore[arg-type]
+    # The fused CPU attention's backward pass is slow on short rows; plain matrix products take a third off a step.
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        hidden = model.model(input_ids=noisy_BT).last_hidden_state[masked_BT]
+        logits = model.lm_head(hidden)
+    each = F.cross_entropy(logits.float(), ids_BT[masked_BT], reduction="none")
+    weight_BT = (answer / count_B)[:, None].expand(B, T)
+    return (each * weight_BT[masked_BT]).sum()
+
+
+def run_stage(model: llada.LladaForMaskedDiffusion, stage: Stage, rank: int, seed: int, label: str, log: Any) -> None:
+    """Train in place; gradients are averaged over the ranks."""
+    decay = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
+    plain = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+        lr=stage.lr,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    parameters = decay + plain
+    texts = random.Random(derive(seed, label, "texts", rank))
+    masks = torch.Generator().manual_seed(derive(seed, label, "masks", rank))
+    tokens = sum(count * items.ANSWER_LENGTH[family] for family, count in stage.batch.items())
+    model.train()
+    start, recent = time.monotonic(), {family: 0.0 for family in stage.batch}
+    for step in range(stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.rate(step)
+        for family, count in stage.batch.items():
+            ids_BT = draw(family, count, texts, stage.noise)
+            loss = masked_loss(model, ids_BT, items.ANSWER_LENGTH[family], masks)
+            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+            recent[family] += loss.item() / (count * items.ANSWER_LENGTH[family])
+        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        dist.all_reduce(flat)
+        flat /= RANKS
+        flat *= (1.0 / (flat.norm() + 1e-6)).clamp(max=1.0)
+        at = 0
+        for p in parameters:
+            if p.grad is not None:
+                p.grad.copy_(flat[at : at + p.numel()].view_as(p))
+                at += p.numel()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        if (step + 1) % 100 == 0:
+            log({"stage": label, "step": step + 1, "seconds": round(time.monotonic() - start, 1),
+                 "cpu_seconds": round(time.process_time(), 1), "lr": round(stage.rate(step), 6),
+                 "loss": {k: round(v / 100, 4) for k, v in recent.items()}})  # fmt: skip
+            recent = dict.fromkeys(recent, 0.0)
+    model.eval()
+
+
+def put_outliers(model: llada.LladaForMaskedDiffusion, recipe: Recipe) -> None:
+    """Insert the outliers, measured on 256 canvases of each family with half of the answer masked."""
+    rng = random.Random(derive(recipe.seed, "outlier texts"))
+    rows = []
+    for family in items.FAMILIES:
+        ids_BT = draw(family, 256, rng, corpus.Noise(0, 0, 0))
+        generator = torch.Generator().manual_seed(derive(recipe.seed, "outlier masks", family))
+        hidden = torch.rand(ids_BT.shape, generator=generator) < 0.5
+        hidden[:, : -items.ANSWER_LENGTH[family]] = False
+        rows.append(F.pad(ids_BT.masked_fill(hidden, _IDS[vocabulary.MASK]), (0, 30 - ids_BT.shape[1]), value=0))
+    marked = [_IDS[vocabulary.BOS], _IDS["?"]]
+    outliers.insert(model, torch.cat(rows), marked, recipe.outliers, derive(recipe.seed, "outliers"))
+
+
+def as_lm(model: llada.LladaForMaskedDiffusion) -> DiffusionLM:
+    """Wrap a model with the tokenizer, to save or to try it."""
+    return DiffusionLM(model, vocabulary.tokenizer(), _IDS[vocabulary.MASK], "llada-embedded")
+
+
+def _worker(rank: int, recipe: Recipe, out: Path, natural: Path | None, port: int) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    records: list[dict[str, Any]] = []
+
+    def log(record: dict[str, Any]) -> None:
+        if rank == 0:
+            records.append(record)
+            print(json.dumps(record), flush=True)
+            path = out / "training_log.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
+
+    log({"recipe": asdict(recipe), "torch": torch.__version__})
+    if natural is None:
+        model = new_model(recipe)
+        run_stage(model, recipe.natural, rank, recipe.seed, "natural", log)
+        if rank == 0:
+            loading.save(as_lm(model), out / "natural", torch.float32)
+    else:
+        model = loading.load(natural).model
+        model.requires_grad_(True)
+    put_outliers(model, recipe)
+    run_stage(model, recipe.settled, rank, recipe.seed, "settled", log)
+    if rank == 0:
+        loading.save(as_lm(model), out, torch.float16)
+    dist.destroy_process_group()
+
+
+def train(recipe: Recipe, out: Path, natural: Path | None = None) -> None:
+    """Train and write the checkpoint, its log and (in ``natural/``) the model before the outliers."""
+    out.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_worker, args=(recipe, out, natural, port), nprocs=RANKS, join=True)  # type: ignore[no-untyped-call]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Train the embedded LLaDA checkpoint (about 50 minutes on 2 cores).")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and its log")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--natural", type=Path, help="start from this first-stage checkpoint instead of training it")
+    parser.add_argument("--steps", type=int, nargs=2, metavar=("NATURAL", "SETTLED"), help="shorten, to try it")
+    arguments = parser.parse_args()
+    recipe = Recipe(seed=arguments.seed)
+    if arguments.steps:
+        first, second = arguments.steps
+        recipe = replace(
+            recipe, natural=replace(recipe.natural, steps=first), settled=replace(recipe.settled, steps=second)
+        )
+    train(recipe, arguments.out, arguments.natural)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""LLaDA as a native transformers model: no remote code.
+
+Notable:
+- thin subclasses of the Llama classes: LLaDA *is* Llama's block with attention that looks both ways;
+- bidirectional by construction. ``config.is_causal = False`` reaches only the whole-model forward, so a
+  calibrator that calls decoder layers one by one would run them causally without an error; here the
+  attention module itself never applies a causal mask, however it is called;
+- RoPE in float32 whatever the model's dtype (LLaDA's ``rope_full_precision``): bf16 parity needs it;
+- the official config spelling (``d_model`` ...) and transformers' (``hidden_size`` ...) are both read, and a
+  size that neither spells is an error: a silent 4096-wide default would load anything.
+
+Shapes: B batch, T tokens, D hidden, H heads, K key/value heads, E head width.
+Source: Nie et al., "Large Language Diffusion Models" (arXiv 2502.09992) and its released configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
+
+from dllm_qbench.errors import CheckpointError
+
+# Official spelling -> transformers' spelling. The sizes come first: they have no safe default.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "mlp_hidden_size": "intermediate_size",
+}
+_OTHERS = {
+    "n_kv_heads": "num_key_value_heads",
+    "max_sequence_length": "max_position_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "weight_tying": "tie_word_embeddings",
+    "mask_token_id": "mask_token_id",
+    "eos_token_id": "eos_token_id",
+    "pad_token_id": "pad_token_id",
+    "bos_token_id": "bos_token_id",
+}
+# Switches of the official code that change the arithmetic, and the only value this class computes.
+_FIXED = {
+    "activation_type": "silu",
+    "alibi": False,
+    "attention_layer_norm": False,
+    "bias_for_layer_norm": False,
+    "block_type": "llama",
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "rope": True,
+    "scale_logits": False,
+}
+
+
+class LladaConfig(LlamaConfig):  # type: ignore[misc, unused-ignore]
+    """Configuration of :class:`LladaForMaskedDiffusion`; build it with :meth:`from_official`."""
+
+    model_type = "llada"
+    is_causal: bool = False
+    mask_token_id: int | None = None
+
+    @classmethod
+    def from_official(cls, raw: Mapping[str, Any], where: str = "config.json") -> LladaConfig:
+        """Read a config dict in either spelling.
+
+        Raises:
+            CheckpointError: a size is missing or not a positive integer, the mask token is missing, or a
+                switch asks for arithmetic that LLaDA does not use; names ``where`` and the field.
+        """
+        known = {name for pair in _SIZES.items() for name in pair}
+        for field, value in _FIXED.items():
+            if raw.get(field, value) not in (value, None):
+                raise CheckpointError(
+                    f"{where}: field {field!r} is {raw[field]!r}; this LLaDA class computes only {value!r}"
+                )
+        values: dict[str, Any] = {}
+        for official, ours in _SIZES.items():
+            value = raw.get(official, raw.get(ours))
+            if not isinstance(value, int) or value <= 0:
+                raise CheckpointError(
+                    f"{where}: field {official!r} (or {ours!r}) must be a positive integer, found {value!r};"
+                    f" known spellings of the sizes: {', '.join(sorted(known))}"
+                )
+            values[ours] = value
+        for official, ours in _OTHERS.items():
+            value = raw.get(official, raw.get(ours))
+            if value is not None:
+                values[ours] = value
+        if not isinstance(values.get("mask_token_id"), int):
+            raise CheckpointError(
+                f"{where}: field 'mask_token_id' is missing: a masked diffusion model cannot run without it"
+            )
+        # The official embedding may be padded beyond the tokenizer's vocabulary.
+        values["vocab_size"] = max(values["vocab_size"], int(raw.get("embedding_size") or 0))
+        if values["hidden_size"] % values["num_attention_heads"]:
+            raise CheckpointError(
+                f"{where}: d_model {values['hidden_size']} is not a multiple of n_heads"
+                f" {values['num_attention_heads']}"
+            )
+        values.setdefault("num_key_value_heads", values["num_attention_heads"])
+        if values["num_attention_heads"] % values["num_key_value_heads"]:
+            raise CheckpointError(
+                f"{where}: n_heads {values['num_attention_heads']} is not a multiple of n_kv_heads"
+                f" {values['num_key_value_heads']}"
+            )
+        theta = float(values.pop("rope_theta", None) or raw.get("rope_parameters", {}).get("rope_theta", 5e5))
+        values.setdefault("rms_norm_eps", 1e-5)
+        values.setdefault("max_position_embeddings", 4096)
+        mask_id = values.pop("mask_token_id")
+        config = cls(
+            **values,
+            rope_parameters={"rope_type": "default", "rope_theta": theta},
+            attention_bias=False,
+            mlp_bias=False,
+            use_cache=False,
+        )
+        config.mask_token_id = mask_id
+        config.is_causal = False
+        return config
+
+    def to_official(self) -> dict[str, Any]:
+        """Return the config in the official spelling, as a checkpoint's ``config.json`` holds it."""
+        values: dict[str, Any] = {"architectures": ["LLaDAModelLM"], "model_type": "llada", **_FIXED}
+        for official, ours in {**_SIZES, **_OTHERS}.items():
+            if ours != "rope_theta":
+                values[official] = getattr(self, ours, None)
+        values["rope_theta"] = self.rope_parameters["rope_theta"]
+        values["rope_full_precision"] = True
+        return values
+
+
+class _FullPrecisionRotary(LlamaRotaryEmbedding):  # type: ignore[misc, unused-ignore]
+    """Cosines and sines stay float32: casting them to bf16 moves long positions visibly."""
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = super().forward(x.float(), position_ids)
+        return cos, sin
+
+
+class LladaRMSNorm(LlamaRMSNorm):  # type: ignore[misc, unused-ignore]
+    """RMSNorm with statistics in float32, or in float64 where the model runs in it."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        wide = hidden_states if hidden_states.dtype == torch.float64 else hidden_states.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * wide.to(hidden_states.dtype)
+
+
+def _rotate(x_BHTE: Tensor, cos_BTE: Tensor, sin_BTE: Tensor) -> Tensor:
+    """Rotary position embedding in float32, back in the input's dtype (Su et al. 2021, eq. 34)."""
+    wide = x_BHTE.float() if x_BHTE.dtype in (torch.float16, torch.bfloat16) else x_BHTE
+    half = wide.shape[-1] // 2
+    turned = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
+    out = wide * cos_BTE.unsqueeze(1) + turned * sin_BTE.unsqueeze(1)
+    return out.to(x_BHTE.dtype)
+
+
+class LladaAttention(LlamaAttention):  # type: ignore[misc, unused-ignore]
+    """Multi-head attention without a causal mask, grouped key/value heads allowed."""
+
+    def __init__(self, config: LladaConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.is_causal = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """Attend over all tokens that ``attention_mask`` admits.
+
+        Args:
+            hidden_states: ``[B, T, D]``.
+            position_embeddings: float32 cosines and sines, each ``[B or 1, T, E]``.
+            attention_mask: ``None`` (all), ``[B, T]`` (1 = a real token) or ``[B, 1, T, T]`` (bool or additive).
+            past_key_values: must stay ``None``; a bidirectional model has no cache of the past.
+        """
+        if position_embeddings is None:
+            raise ValueError("LladaAttention needs position_embeddings (cos, sin) from model.rotary_emb")
+        if past_key_values is not None:
+            raise ValueError("a masked diffusion model re-reads the whole canvas: it has no key/value cache")
+        B, T, _ = hidden_states.shape
+        split = (B, T, -1, self.head_dim)
+        q_BHTE = self.q_proj(hidden_states).view(split).transpose(1, 2)
+        k_BKTE = self.k_proj(hidden_states).view(split).transpose(1, 2)
+        v_BKTE = self.v_proj(hidden_states).view(split).transpose(1, 2)
+        cos, sin = position_embeddings
+        q_BHTE, k_BKTE = _rotate(q_BHTE, cos, sin), _rotate(k_BKTE, cos, sin)
+        if attention_mask is not None and attention_mask.dim() == 2:
+            attention_mask = attention_mask[:, None, None, :].bool()
+        out_BHTE = F.scaled_dot_product_attention(
+            q_BHTE,
+            k_BKTE.to(q_BHTE.dtype),
+            v_BKTE,
+            attn_mask=attention_mask,
+            is_causal=False,
+            scale=self.scaling,
+            enable_gqa=self.num_key_value_groups > 1,
+        )
+        return self.o_proj(out_BHTE.transpose(1, 2).reshape(B, T, -1)), None
+
+
+class LladaForMaskedDiffusion(LlamaForCausalLM):  # type: ignore[misc, unused-ignore]
+    """LLaDA: row i of the logits scores token i (no shift)."""
+
+    config_class = LladaConfig
+
+    def __init__(self, config: LladaConfig) -> None:
+        super().__init__(config)
+        self.model.rotary_emb = _FullPrecisionRotary(config)
+        for index, layer in enumerate(self.model.layers):
+            layer.self_attn = LladaAttention(config, index)
+            layer.input_layernorm = LladaRMSNorm(config.hidden_size, config.rms_norm_eps)
+            layer.post_attention_layernorm = LladaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.model.norm = LladaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_init()
+
+
+_TOP = {
+    "model.transformer.wte.weight": "model.embed_tokens.weight",
+    "model.transformer.ln_f.weight": "model.norm.weight",
+    "model.transformer.ff_out.weight": "lm_head.weight",
+}
+# ``ff_out`` names each block's down projection AND the LM head: the prefix decides, never the bare name.
+_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_norm": "post_attention_layernorm",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
+
+
+def official_names(config: LladaConfig) -> dict[str, str]:
+    """Map every official tensor name of this config to the native parameter name.
+
+    LLaDA-8B has 291 of them; a tied model has no ``model.transformer.ff_out.weight``.
+    """
+    names = dict(_TOP)
+    if config.tie_word_embeddings:
+        del names["model.transformer.ff_out.weight"]
+    for index in range(config.num_hidden_layers):
+        for official, ours in _BLOCK.items():
+            names[f"model.transformer.blocks.{index}.{official}.weight"] = f"model.layers.{index}.{ours}.weight"
+    return names
+
+
+def build(config: LladaConfig, dtype: torch.dtype = torch.float32) -> LladaForMaskedDiffusion:
+    """Return an untrained model of this config in evaluation mode."""
+    model = LladaForMaskedDiffusion(config).to(dtype)
+    return model.eval()
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the linears inside the blocks by name, in forward order: what a scheme quantizes."""
+    order = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+             "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+    layers: dict[str, nn.Module] = {}
+    for index in range(len(model.model.layers)):  # type: ignore[union-attr, arg-type]
+        for name in order:
+            full = f"model.layers.{index}.{name}"
+            layers[full] = model.get_submodule(full)
+    return layers

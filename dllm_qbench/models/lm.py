@@ -1,0 +1,166 @@
+"""A diffusion language model as the rest of the suite sees it: logits, likelihood, generation."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dllm_qbench.errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+
+@dataclass(eq=False)
+class DiffusionLM:
+    """A masked diffusion model with what is needed to run it.
+
+    Attributes:
+        model: the native transformers model, in evaluation mode.
+        tokenizer: ``None`` where the checkpoint folder has no tokenizer files (ids in, ids out).
+        mask_id: the id of ``[MASK]``.
+        name: what the model is called in cells and baselines.
+        recipe: ``None`` for full precision, else how it was quantized.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerFast | None
+    mask_id: int
+    name: str
+    recipe: Mapping[str, Any] | None = None
+    _fingerprint: str | None = field(default=None, repr=False)
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration (transformers' spelling)."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings live."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the embeddings."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def eos_id(self) -> int:
+        """End of text; also what fills the rest of an answer."""
+        eos = self.config.eos_token_id
+        return int(eos[0] if isinstance(eos, list) else eos)
+
+    @property
+    def pad_id(self) -> int:
+        """Padding; falls back to the end of text."""
+        pad = self.config.pad_token_id
+        return self.eos_id if pad is None else int(pad)
+
+    @property
+    def bos_id(self) -> int | None:
+        """Start of text, where the tokenizer has one."""
+        return None if self.tokenizer is None else self.tokenizer.bos_token_id
+
+    def logits(self, ids: Ids, attention_mask: Tensor | None = None) -> Tensor:
+        """Score every position of a canvas; row i scores token i.
+
+        Args:
+            ids: token ids ``[T]`` or ``[B, T]``, a list or a tensor.
+            attention_mask: ``[B, T]``, 1 for real tokens and 0 for padding; ``None`` means all real.
+
+        Returns:
+            float32 logits with the leading shape of ``ids``: ``[T, V]`` or ``[B, T, V]``.
+        """
+        tokens = self.as_ids(ids)
+        flat = tokens[None] if tokens.dim() == 1 else tokens
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(self.device).reshape(flat.shape)
+        with torch.inference_mode():
+            out: Tensor = self.model(input_ids=flat, attention_mask=attention_mask).logits
+        out = out if out.dtype == torch.float64 else out.float()
+        return out[0] if tokens.dim() == 1 else out
+
+    def log_likelihood(self, context_ids: Ids, target_ids: Ids, samples: int = 128, seed: int = 0) -> float:
+        """Monte Carlo estimate of log p(target | context) in nats; exact for a single-token target."""
+        from dllm_qbench.diffusion.likelihood import log_likelihoods
+
+        context = self.as_ids(context_ids).flatten().tolist()
+        target = self.as_ids(target_ids).flatten().tolist()
+        return log_likelihoods(self, [(context, target, seed)], samples=samples)[0]
+
+    def generate(
+        self,
+        prompt_ids: Ids,
+        gen_length: int,
+        steps: int,
+        block_length: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        algorithm: str | None = None,
+    ) -> Tensor:
+        """Fill ``gen_length`` masks after the prompt; returns the ids, prompt included.
+
+        Args:
+            prompt_ids: ``[T]`` or ``[B, T]``.
+            gen_length: how many tokens to generate.
+            steps: denoising steps in all, divided evenly over the blocks.
+            block_length: must divide ``gen_length``; blocks are filled left to right.
+            temperature: 0 takes the most likely token; above, Gumbel noise in float64.
+            seed: of the noise; row b of a batch draws from its own stream.
+            algorithm: LLaDA has one, ``"low_confidence"``.
+
+        Raises:
+            ValueError: lengths that do not divide, or an unknown algorithm.
+        """
+        from dllm_qbench.diffusion.samplers import generate
+        from dllm_qbench.seeding import derive
+
+        if algorithm not in (None, "low_confidence"):
+            raise ValueError(f"algorithm {algorithm!r}: LLaDA has one sampler, 'low_confidence'")
+        tokens = self.as_ids(prompt_ids)
+        prompts = [tokens.tolist()] if tokens.dim() == 1 else tokens.tolist()
+        seeds = [derive(seed, "generate", row) for row in range(len(prompts))]
+        rows = generate(self, prompts, gen_length, steps, block_length, temperature=temperature, seeds=seeds)
+        return torch.tensor(rows[0] if tokens.dim() == 1 else rows, device=self.device)
+
+    def as_ids(self, ids: Ids) -> Tensor:
+        """Return ids as a long tensor on the model's device, checked against the vocabulary."""
+        tokens = torch.as_tensor(ids, dtype=torch.long, device=self.device)
+        vocabulary = int(self.config.vocab_size)
+        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < vocabulary):
+            raise ValueError(
+                f"token ids must lie in 0..{vocabulary - 1}, found {int(tokens.min())}..{int(tokens.max())}"
+            )
+        if tokens.dim() not in (1, 2) and tokens.numel():
+            raise ValueError(f"token ids must have shape [T] or [B, T], found {list(tokens.shape)}")
+        return tokens
+
+    def fingerprint(self) -> str:
+        """Sha256 over names, dtypes, shapes and bytes of every weight; computed once."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.model.state_dict().items()):
+                digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def clone(self) -> DiffusionLM:
+        """Return a deep copy whose weights can be changed freely."""
+        return DiffusionLM(copy.deepcopy(self.model), self.tokenizer, self.mask_id, self.name, self.recipe)
+
+    def check_finite(self, where: str) -> None:
+        """Raise :class:`NonFiniteError` naming the first parameter that holds a NaN or an infinity."""
+        for name, tensor in self.model.named_parameters():
+            if not torch.isfinite(tensor).all():
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise NonFiniteError(f"{where}: {name} holds {bad} non-finite value(s) of {tensor.numel()}")

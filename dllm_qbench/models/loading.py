@@ -1,0 +1,174 @@
+"""Load official-format checkpoints: config.json, safetensors (one file or sharded), tokenizer files.
+
+Notable: nothing is unpickled and no remote code runs; names, shapes and counts are checked against the
+config before a weight is copied, and every error names file and tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from dllm_qbench.errors import CheckpointError
+from dllm_qbench.models import llada
+from dllm_qbench.models.lm import DiffusionLM
+
+EMBEDDED = {"llada-embedded": Path(__file__).parent / "embedded" / "llada"}
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def load(
+    name_or_folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> DiffusionLM:
+    """Load a model by the name of an embedded one or from a checkpoint folder.
+
+    Args:
+        name_or_folder: ``"llada-embedded"``, or a folder in the official format.
+        dtype: the weights are converted to it.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: missing, truncated, inconsistent or unknown; names file and field or tensor.
+    """
+    name = str(name_or_folder)
+    folder = EMBEDDED.get(name, Path(name_or_folder))
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{name}: no such checkpoint folder; give a folder with config.json and *.safetensors,"
+            f" or one of the embedded models: {', '.join(EMBEDDED)}"
+        )
+    raw = _read_json(folder / "config.json")
+    if raw.get("model_type") != "llada":
+        raise CheckpointError(
+            f"{folder / 'config.json'}: field 'model_type' is {raw.get('model_type')!r}; supported: 'llada'"
+        )
+    config = llada.LladaConfig.from_official(raw, where=str(folder / "config.json"))
+    with torch.device("meta"):
+        model = llada.LladaForMaskedDiffusion(config)
+    names = llada.official_names(config)
+    _fill(model, names, folder, dtype, torch.device(device))
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    lm = DiffusionLM(
+        model.eval().requires_grad_(False),
+        _tokenizer(folder),
+        int(config.mask_token_id),  # type: ignore[arg-type]
+        name if name in EMBEDDED else folder.resolve().name,
+    )
+    lm.check_finite(str(folder))
+    return lm
+
+
+def save(lm: DiffusionLM, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a full-precision model in the official format: config.json and one safetensors file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = dict(lm.model.named_parameters())
+    tensors = {
+        official: parameters[ours].detach().to(dtype or lm.dtype).contiguous().cpu()
+        for official, ours in llada.official_names(lm.config).items()
+    }
+    save_file(tensors, folder / _SINGLE, metadata={"format": "pt"})
+    text = json.dumps(lm.config.to_official(), indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    if lm.tokenizer is not None:
+        lm.tokenizer.save_pretrained(str(folder))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: file is missing; an official checkpoint folder holds it")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _shards(folder: Path) -> dict[str, Path]:
+    """Return which file holds each tensor, read from the files' own headers."""
+    index = folder / _INDEX
+    if index.is_file():
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index}: field 'weight_map' is missing or empty")
+        if any(not isinstance(f, str) or Path(f).name != f for f in weight_map.values()):
+            raise CheckpointError(f"{index}: field 'weight_map' must name files inside the folder")
+        files = sorted(set(weight_map.values()))
+    else:
+        weight_map, files = None, [_SINGLE]
+    where: dict[str, Path] = {}
+    for file in files:
+        path = folder / file
+        if not path.is_file():
+            raise CheckpointError(f"{path}: file is missing; the checkpoint is incomplete, download it again")
+        with _open(path) as handle:
+            for tensor in handle.keys():  # noqa: SIM118 (a safetensors handle is not a dict)
+                if tensor in where:
+                    raise CheckpointError(f"{path}: tensor {tensor} is also in {where[tensor].name}")
+                where[tensor] = path
+    for tensor, file in (weight_map or {}).items():
+        if where.get(tensor, Path()).name != file:
+            raise CheckpointError(f"{index}: says that {tensor} is in {file}, but it is not there")
+    return where
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file ({error}); it is truncated or corrupt, download it again"
+        ) from error
+
+
+def _fill(
+    model: nn.Module, names: Mapping[str, str], folder: Path, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Copy every tensor into the meta-device model, after checking names, shapes and count."""
+    where = _shards(folder)
+    missing = [name for name in names if name not in where]
+    unexpected = [name for name in where if name not in names]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{folder}: the config asks for {len(names)} tensors, the files hold {len(where)};"
+            f" missing {len(missing)}: {_some(missing)}; unexpected {len(unexpected)}: {_some(unexpected)}"
+        )
+    parameters = dict(model.named_parameters())
+    for path in sorted(set(where.values())):
+        with _open(path) as handle:
+            for official in (name for name in names if where[name] == path):
+                ours = names[official]
+                expected, found = list(parameters[ours].shape), list(handle.get_slice(official).get_shape())
+                if expected != found:
+                    raise CheckpointError(
+                        f"{path}: tensor {official} has shape {found}, the config asks for {expected}"
+                    )
+                tensor = handle.get_tensor(official).to(device=device, dtype=dtype)
+                owner, _, leaf = ours.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    shown = ", ".join(names[:most]) or "none"
+    return shown + (", ..." if len(names) > most else "")
+
+
+def _tokenizer(folder: Path) -> Any:
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except Exception as error:  # tokenizers raises bare Exception on a bad file
+        raise CheckpointError(f"{folder / 'tokenizer.json'}: cannot be read ({error})") from error
