@@ -7,7 +7,8 @@
     record = qb.evaluate(quantized, reference=lm, task="math", items=500)
     print(qb.judge(record, "baselines/llada-embedded.json").message)
 
-Names are imported when first used, so ``import dllm_qbench`` is light: torch comes with the first model.
+Names are imported when first used, so ``import dllm_qbench`` is light: torch comes with the first
+model.
 """
 
 from __future__ import annotations

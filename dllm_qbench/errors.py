@@ -1,4 +1,6 @@
-"""Errors that the suite raises on bad input. Each message names what was wrong, where, and what to do."""
+"""Errors that the suite raises on bad input. Each message names what was wrong, where, and what to
+do.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Seeds for independent random draws.
 
-Every draw (masks of an item, noise of a step, a calibration set) has a seed of its own, derived from the
-user's seed and from what the draw is for. So no result depends on the order in which draws are made.
+Every draw (masks of an item, noise of a step, a calibration set) has a seed of its own, derived
+from the user's seed and from what the draw is for. So no result depends on the order in which
+draws are made.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Outlier statistics of the inputs of every linear, by mask ratio.
 
-The vocabulary is the paper's (arXiv 2508.14896, section 3): *normal* outliers are channels that are large over all
-tokens, *massive* ones are extreme values on few tokens.
+The vocabulary is the paper's (arXiv 2508.14896, section 3): *normal* outliers are channels that
+are large over all tokens, *massive* ones are extreme values on few tokens.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ def outliers(
 
     Args:
         lm: any model, quantized or not.
-        ids: canvases ``[B, T]`` without masks; by default 96 calibration texts of the embedded models.
-        mask_ratios: share of the tokens after the prompt (or of all, with given ``ids``) replaced by ``[MASK]``.
+        ids: canvases ``[B, T]`` without masks; by default 96 calibration texts of the embedded
+            models.
+        mask_ratios: share of the tokens after the prompt (or of all, with given ``ids``) replaced
+            by ``[MASK]``.
         seed: of the texts and of the masks.
 
     Returns:
         One row per mask ratio, layer and input. Over absolute values: ``max``, ``max_over_median``,
         ``max_over_p9999``; ``kurtosis`` of the values (3 for a normal distribution);
-        ``token_ratio``, the largest token maximum over the median token maximum (massive outliers sit on few
-        tokens when it is large); ``channel_ratio``, the same over channels' median magnitude (normal outliers);
-        ``token_share`` and ``channel_share``, the share of tokens and of channels that hold the top 0.1 % values.
+        ``token_ratio``, the largest token maximum over the median token maximum (massive outliers
+        sit on few tokens when it is large); ``channel_ratio``, the same over channels' median
+        magnitude (normal outliers); ``token_share`` and ``channel_share``, the share of tokens and
+        of channels that hold the top 0.1 % values.
     """
     import pandas as pd
 
@@ -48,11 +51,20 @@ def outliers(
         batches = _canvases(lm, ids, ratio, seed)
         for name, x_ND in _inputs(lm, batches).items():
             layer, leaf = name.split(".")[2], name.rpartition(".")[2]
-            rows.append({"mask_ratio": ratio, "layer": int(layer), "input": _NAMED_BY[leaf], **_statistics(x_ND)})
+            rows.append(
+                {
+                    "mask_ratio": ratio,
+                    "layer": int(layer),
+                    "input": _NAMED_BY[leaf],
+                    **_statistics(x_ND),
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def _canvases(lm: DiffusionLM, ids: torch.Tensor | None, ratio: float, seed: int) -> list[torch.Tensor]:
+def _canvases(
+    lm: DiffusionLM, ids: torch.Tensor | None, ratio: float, seed: int
+) -> list[torch.Tensor]:
     if ids is not None:
         rows = [(lm.as_ids(row), 0) for row in ids]
     else:
@@ -61,7 +73,7 @@ def _canvases(lm: DiffusionLM, ids: torch.Tensor | None, ratio: float, seed: int
         from dllm_qbench.models.embedded.corpus import calibration_texts
 
         rows = []
-        question = lm.tokenizer.convert_tokens_to_ids("?")
+        question = int(lm.tokenizer.convert_tokens_to_ids("?"))  # type: ignore[arg-type]
         for text in calibration_texts(96, seed):
             row = lm.as_ids(lm.tokenizer(text).input_ids)
             rows.append((row, int((row == question).nonzero()[0]) + 1))

@@ -1,16 +1,19 @@
 """LLaDA as a native transformers model: no remote code.
 
 Notable:
-- thin subclasses of the Llama classes: LLaDA *is* Llama's block with attention that looks both ways;
-- bidirectional by construction. ``config.is_causal = False`` reaches only the whole-model forward, so a
-  calibrator that calls decoder layers one by one would run them causally without an error; here the
-  attention module itself never applies a causal mask, however it is called;
-- RoPE in float32 whatever the model's dtype (LLaDA's ``rope_full_precision``): bf16 parity needs it;
-- the official config spelling (``d_model`` ...) and transformers' (``hidden_size`` ...) are both read, and a
-  size that neither spells is an error: a silent 4096-wide default would load anything.
+- thin subclasses of the Llama classes: LLaDA *is* Llama's block with attention that looks both
+  ways;
+- bidirectional by construction. ``config.is_causal = False`` reaches only the whole-model forward,
+  so a calibrator that calls decoder layers one by one would run them causally without an error;
+  here the attention module itself never applies a causal mask, however it is called;
+- RoPE in float32 whatever the model's dtype (LLaDA's ``rope_full_precision``): bf16 parity needs
+  it;
+- the official config spelling (``d_model`` ...) and transformers' (``hidden_size`` ...) are both
+  read, and a size that neither spells is an error: a silent 4096-wide default would load anything.
 
 Shapes: B batch, T tokens, D hidden, H heads, K key/value heads, E head width.
-Source: Nie et al., "Large Language Diffusion Models" (arXiv 2502.09992) and its released configuration.
+Source: Nie et al., "Large Language Diffusion Models" (arXiv 2502.09992) and its released
+configuration.
 """
 
 from __future__ import annotations
@@ -22,7 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
 
 from dllm_qbench.errors import CheckpointError
 
@@ -61,7 +68,7 @@ _FIXED = {
 }
 
 
-class LladaConfig(LlamaConfig):  # type: ignore[misc, unused-ignore]
+class LladaConfig(LlamaConfig):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """Configuration of :class:`LladaForMaskedDiffusion`; build it with :meth:`from_official`."""
 
     model_type = "llada"
@@ -73,21 +80,24 @@ class LladaConfig(LlamaConfig):  # type: ignore[misc, unused-ignore]
         """Read a config dict in either spelling.
 
         Raises:
-            CheckpointError: a size is missing or not a positive integer, the mask token is missing, or a
-                switch asks for arithmetic that LLaDA does not use; names ``where`` and the field.
+            CheckpointError: a size is missing or not a positive integer, the mask token is
+                missing, or a switch asks for arithmetic that LLaDA does not use; names ``where``
+                and the field.
         """
         known = {name for pair in _SIZES.items() for name in pair}
         for field, value in _FIXED.items():
             if raw.get(field, value) not in (value, None):
                 raise CheckpointError(
-                    f"{where}: field {field!r} is {raw[field]!r}; this LLaDA class computes only {value!r}"
+                    f"{where}: field {field!r} is {raw[field]!r};"
+                    f" this LLaDA class computes only {value!r}"
                 )
         values: dict[str, Any] = {}
         for official, ours in _SIZES.items():
             value = raw.get(official, raw.get(ours))
             if not isinstance(value, int) or value <= 0:
                 raise CheckpointError(
-                    f"{where}: field {official!r} (or {ours!r}) must be a positive integer, found {value!r};"
+                    f"{where}: field {official!r} (or {ours!r}) must be a positive integer,"
+                    f" found {value!r};"
                     f" known spellings of the sizes: {', '.join(sorted(known))}"
                 )
             values[ours] = value
@@ -97,7 +107,8 @@ class LladaConfig(LlamaConfig):  # type: ignore[misc, unused-ignore]
                 values[ours] = value
         if not isinstance(values.get("mask_token_id"), int):
             raise CheckpointError(
-                f"{where}: field 'mask_token_id' is missing: a masked diffusion model cannot run without it"
+                f"{where}: field 'mask_token_id' is missing:"
+                " a masked diffusion model cannot run without it"
             )
         # The official embedding may be padded beyond the tokenizer's vocabulary.
         values["vocab_size"] = max(values["vocab_size"], int(raw.get("embedding_size") or 0))
@@ -112,7 +123,9 @@ class LladaConfig(LlamaConfig):  # type: ignore[misc, unused-ignore]
                 f"{where}: n_heads {values['num_attention_heads']} is not a multiple of n_kv_heads"
                 f" {values['num_key_value_heads']}"
             )
-        theta = float(values.pop("rope_theta", None) or raw.get("rope_parameters", {}).get("rope_theta", 5e5))
+        theta = float(
+            values.pop("rope_theta", None) or raw.get("rope_parameters", {}).get("rope_theta", 5e5)
+        )
         values.setdefault("rms_norm_eps", 1e-5)
         values.setdefault("max_position_embeddings", 4096)
         mask_id = values.pop("mask_token_id")
@@ -128,28 +141,36 @@ class LladaConfig(LlamaConfig):  # type: ignore[misc, unused-ignore]
         return config
 
     def to_official(self) -> dict[str, Any]:
-        """Return the config in the official spelling, as a checkpoint's ``config.json`` holds it."""
-        values: dict[str, Any] = {"architectures": ["LLaDAModelLM"], "model_type": "llada", **_FIXED}
+        """Return the config in the official spelling, as a checkpoint's ``config.json`` holds
+        it.
+        """
+        values: dict[str, Any] = {
+            "architectures": ["LLaDAModelLM"],
+            "model_type": "llada",
+            **_FIXED,
+        }
         for official, ours in {**_SIZES, **_OTHERS}.items():
             if ours != "rope_theta":
                 values[official] = getattr(self, ours, None)
-        values["rope_theta"] = self.rope_parameters["rope_theta"]
+        values["rope_theta"] = (self.rope_parameters or {})["rope_theta"]
         values["rope_full_precision"] = True
         return values
 
 
-class _FullPrecisionRotary(LlamaRotaryEmbedding):  # type: ignore[misc, unused-ignore]
+class _FullPrecisionRotary(LlamaRotaryEmbedding):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """Cosines and sines stay float32: casting them to bf16 moves long positions visibly."""
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return float32 cosines and sines ``[B, T, E]``."""
         cos, sin = super().forward(x.float(), position_ids)
         return cos, sin
 
 
-class LladaRMSNorm(LlamaRMSNorm):  # type: ignore[misc, unused-ignore]
+class LladaRMSNorm(LlamaRMSNorm):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """RMSNorm with statistics in float32, or in float64 where the model runs in it."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalise the last dimension of ``[..., D]``."""
         wide = hidden_states if hidden_states.dtype == torch.float64 else hidden_states.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
         return self.weight * wide.to(hidden_states.dtype)
@@ -164,33 +185,38 @@ def _rotate(x_BHTE: Tensor, cos_BTE: Tensor, sin_BTE: Tensor) -> Tensor:
     return out.to(x_BHTE.dtype)
 
 
-class LladaAttention(LlamaAttention):  # type: ignore[misc, unused-ignore]
+class LladaAttention(LlamaAttention):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """Multi-head attention without a causal mask, grouped key/value heads allowed."""
 
     def __init__(self, config: LladaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         self.is_causal = False
 
-    def forward(
+    def forward(  # type: ignore[override, unused-ignore]
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
-        **_: Any,
+        **unused: Any,
     ) -> tuple[Tensor, None]:
         """Attend over all tokens that ``attention_mask`` admits.
 
         Args:
             hidden_states: ``[B, T, D]``.
             position_embeddings: float32 cosines and sines, each ``[B or 1, T, E]``.
-            attention_mask: ``None`` (all), ``[B, T]`` (1 = a real token) or ``[B, 1, T, T]`` (bool or additive).
+            attention_mask: ``None`` (all), ``[B, T]`` (1 = a real token) or ``[B, 1, T, T]`` (bool
+                or additive).
             past_key_values: must stay ``None``; a bidirectional model has no cache of the past.
         """
         if position_embeddings is None:
-            raise ValueError("LladaAttention needs position_embeddings (cos, sin) from model.rotary_emb")
+            raise ValueError(
+                "LladaAttention needs position_embeddings (cos, sin) from model.rotary_emb"
+            )
         if past_key_values is not None:
-            raise ValueError("a masked diffusion model re-reads the whole canvas: it has no key/value cache")
+            raise ValueError(
+                "a masked diffusion model re-reads the whole canvas: it has no key/value cache"
+            )
         B, T, _ = hidden_states.shape
         split = (B, T, -1, self.head_dim)
         q_BHTE = self.q_proj(hidden_states).view(split).transpose(1, 2)
@@ -212,7 +238,7 @@ class LladaAttention(LlamaAttention):  # type: ignore[misc, unused-ignore]
         return self.o_proj(out_BHTE.transpose(1, 2).reshape(B, T, -1)), None
 
 
-class LladaForMaskedDiffusion(LlamaForCausalLM):  # type: ignore[misc, unused-ignore]
+class LladaForMaskedDiffusion(LlamaForCausalLM):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """LLaDA: row i of the logits scores token i (no shift)."""
 
     config_class = LladaConfig
@@ -225,7 +251,7 @@ class LladaForMaskedDiffusion(LlamaForCausalLM):  # type: ignore[misc, unused-ig
             layer.input_layernorm = LladaRMSNorm(config.hidden_size, config.rms_norm_eps)
             layer.post_attention_layernorm = LladaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.model.norm = LladaRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call, unused-ignore]
 
 
 _TOP = {
@@ -233,7 +259,8 @@ _TOP = {
     "model.transformer.ln_f.weight": "model.norm.weight",
     "model.transformer.ff_out.weight": "lm_head.weight",
 }
-# ``ff_out`` names each block's down projection AND the LM head: the prefix decides, never the bare name.
+# ``ff_out`` names each block's down projection AND the LM head: the prefix decides, never the bare
+# name.
 _BLOCK = {
     "attn_norm": "input_layernorm",
     "q_proj": "self_attn.q_proj",
@@ -257,14 +284,11 @@ def official_names(config: LladaConfig) -> dict[str, str]:
         del names["model.transformer.ff_out.weight"]
     for index in range(config.num_hidden_layers):
         for official, ours in _BLOCK.items():
-            names[f"model.transformer.blocks.{index}.{official}.weight"] = f"model.layers.{index}.{ours}.weight"
+            names[f"model.transformer.blocks.{index}.{official}.weight"] = (
+                f"model.layers.{index}.{ours}.weight"
+            )
     return names
 
-
-def build(config: LladaConfig, dtype: torch.dtype = torch.float32) -> LladaForMaskedDiffusion:
-    """Return an untrained model of this config in evaluation mode."""
-    model = LladaForMaskedDiffusion(config).to(dtype)
-    return model.eval()
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:

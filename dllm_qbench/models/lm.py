@@ -75,7 +75,8 @@ class DiffusionLM:
 
         Args:
             ids: token ids ``[T]`` or ``[B, T]``, a list or a tensor.
-            attention_mask: ``[B, T]``, 1 for real tokens and 0 for padding; ``None`` means all real.
+            attention_mask: ``[B, T]``, 1 for real tokens and 0 for padding; ``None`` means all
+                real.
 
         Returns:
             float32 logits with the leading shape of ``ids``: ``[T, V]`` or ``[B, T, V]``.
@@ -89,8 +90,12 @@ class DiffusionLM:
         out = out if out.dtype == torch.float64 else out.float()
         return out[0] if tokens.dim() == 1 else out
 
-    def log_likelihood(self, context_ids: Ids, target_ids: Ids, samples: int = 128, seed: int = 0) -> float:
-        """Monte Carlo estimate of log p(target | context) in nats; exact for a single-token target."""
+    def log_likelihood(
+        self, context_ids: Ids, target_ids: Ids, samples: int = 128, seed: int = 0
+    ) -> float:
+        """Monte Carlo estimate of log p(target | context) in nats; exact for a single-token
+        target.
+        """
         from dllm_qbench.diffusion.likelihood import log_likelihoods
 
         context = self.as_ids(context_ids).flatten().tolist()
@@ -129,16 +134,19 @@ class DiffusionLM:
         tokens = self.as_ids(prompt_ids)
         prompts = [tokens.tolist()] if tokens.dim() == 1 else tokens.tolist()
         seeds = [derive(seed, "generate", row) for row in range(len(prompts))]
-        rows = generate(self, prompts, gen_length, steps, block_length, temperature=temperature, seeds=seeds)
+        rows = generate(
+            self, prompts, gen_length, steps, block_length, temperature=temperature, seeds=seeds
+        )
         return torch.tensor(rows[0] if tokens.dim() == 1 else rows, device=self.device)
 
     def as_ids(self, ids: Ids) -> Tensor:
         """Return ids as a long tensor on the model's device, checked against the vocabulary."""
         tokens = torch.as_tensor(ids, dtype=torch.long, device=self.device)
         vocabulary = int(self.config.vocab_size)
-        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < vocabulary):
+        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocabulary):
             raise ValueError(
-                f"token ids must lie in 0..{vocabulary - 1}, found {int(tokens.min())}..{int(tokens.max())}"
+                f"token ids must lie in 0..{vocabulary - 1},"
+                f" found {int(tokens.min())}..{int(tokens.max())}"
             )
         if tokens.dim() not in (1, 2) and tokens.numel():
             raise ValueError(f"token ids must have shape [T] or [B, T], found {list(tokens.shape)}")
@@ -150,17 +158,25 @@ class DiffusionLM:
             digest = hashlib.sha256()
             for name, tensor in sorted(self.model.state_dict().items()):
                 digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(
+                    tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                )
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     def clone(self) -> DiffusionLM:
         """Return a deep copy whose weights can be changed freely."""
-        return DiffusionLM(copy.deepcopy(self.model), self.tokenizer, self.mask_id, self.name, self.recipe)
+        return DiffusionLM(
+            copy.deepcopy(self.model), self.tokenizer, self.mask_id, self.name, self.recipe
+        )
 
     def check_finite(self, where: str) -> None:
-        """Raise :class:`NonFiniteError` naming the first parameter that holds a NaN or an infinity."""
+        """Raise :class:`NonFiniteError` naming the first parameter that holds a NaN or an
+        infinity.
+        """
         for name, tensor in self.model.named_parameters():
             if not torch.isfinite(tensor).all():
                 bad = int((~torch.isfinite(tensor)).sum())
-                raise NonFiniteError(f"{where}: {name} holds {bad} non-finite value(s) of {tensor.numel()}")
+                raise NonFiniteError(
+                    f"{where}: {name} holds {bad} non-finite value(s) of {tensor.numel()}"
+                )

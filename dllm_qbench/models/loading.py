@@ -1,7 +1,8 @@
-"""Load official-format checkpoints: config.json, safetensors (one file or sharded), tokenizer files.
+"""Load official-format checkpoints: config.json, safetensors (one file or sharded), tokenizer
+files.
 
-Notable: nothing is unpickled and no remote code runs; names, shapes and counts are checked against the
-config before a weight is copied, and every error names file and tensor.
+Notable: nothing is unpickled and no remote code runs; names, shapes and counts are checked against
+the config before a weight is copied, and every error names file and tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def load(
-    name_or_folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    name_or_folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
 ) -> DiffusionLM:
     """Load a model by the name of an embedded one or from a checkpoint folder.
 
@@ -35,7 +38,8 @@ def load(
         device: where the model goes.
 
     Raises:
-        CheckpointError: missing, truncated, inconsistent or unknown; names file and field or tensor.
+        CheckpointError: missing, truncated, inconsistent or unknown; names file and field or
+            tensor.
     """
     name = str(name_or_folder)
     folder = EMBEDDED.get(name, Path(name_or_folder))
@@ -47,7 +51,8 @@ def load(
     raw = _read_json(folder / "config.json")
     if raw.get("model_type") != "llada":
         raise CheckpointError(
-            f"{folder / 'config.json'}: field 'model_type' is {raw.get('model_type')!r}; supported: 'llada'"
+            f"{folder / 'config.json'}: field 'model_type' is {raw.get('model_type')!r};"
+            " supported: 'llada'"
         )
     config = llada.LladaConfig.from_official(raw, where=str(folder / "config.json"))
     with torch.device("meta"):
@@ -58,7 +63,7 @@ def load(
         model.lm_head.weight = model.model.embed_tokens.weight
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     lm = DiffusionLM(
-        model.eval().requires_grad_(False),
+        model.train(False).requires_grad_(False),
         _tokenizer(folder),
         int(config.mask_token_id),  # type: ignore[arg-type]
         name if name in EMBEDDED else folder.resolve().name,
@@ -110,11 +115,15 @@ def _shards(folder: Path) -> dict[str, Path]:
     for file in files:
         path = folder / file
         if not path.is_file():
-            raise CheckpointError(f"{path}: file is missing; the checkpoint is incomplete, download it again")
+            raise CheckpointError(
+                f"{path}: file is missing; the checkpoint is incomplete, download it again"
+            )
         with _open(path) as handle:
             for tensor in handle.keys():  # noqa: SIM118 (a safetensors handle is not a dict)
                 if tensor in where:
-                    raise CheckpointError(f"{path}: tensor {tensor} is also in {where[tensor].name}")
+                    raise CheckpointError(
+                        f"{path}: tensor {tensor} is also in {where[tensor].name}"
+                    )
                 where[tensor] = path
     for tensor, file in (weight_map or {}).items():
         if where.get(tensor, Path()).name != file:
@@ -127,12 +136,17 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a readable safetensors file ({error}); it is truncated or corrupt, download it again"
+            f"{path}: not a readable safetensors file ({error});"
+            " it is truncated or corrupt, download it again"
         ) from error
 
 
 def _fill(
-    model: nn.Module, names: Mapping[str, str], folder: Path, dtype: torch.dtype, device: torch.device
+    model: nn.Module,
+    names: Mapping[str, str],
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     """Copy every tensor into the meta-device model, after checking names, shapes and count."""
     where = _shards(folder)
@@ -141,17 +155,22 @@ def _fill(
     if missing or unexpected:
         raise CheckpointError(
             f"{folder}: the config asks for {len(names)} tensors, the files hold {len(where)};"
-            f" missing {len(missing)}: {_some(missing)}; unexpected {len(unexpected)}: {_some(unexpected)}"
+            f" missing {len(missing)}: {_some(missing)};"
+            f" unexpected {len(unexpected)}: {_some(unexpected)}"
         )
     parameters = dict(model.named_parameters())
     for path in sorted(set(where.values())):
         with _open(path) as handle:
             for official in (name for name in names if where[name] == path):
                 ours = names[official]
-                expected, found = list(parameters[ours].shape), list(handle.get_slice(official).get_shape())
+                expected, found = (
+                    list(parameters[ours].shape),
+                    list(handle.get_slice(official).get_shape()),
+                )
                 if expected != found:
                     raise CheckpointError(
-                        f"{path}: tensor {official} has shape {found}, the config asks for {expected}"
+                        f"{path}: tensor {official} has shape {found},"
+                        f" the config asks for {expected}"
                     )
                 tensor = handle.get_tensor(official).to(device=device, dtype=dtype)
                 owner, _, leaf = ours.rpartition(".")

@@ -1,4 +1,6 @@
-"""Checkpoints in LLaDA's official format, written without the package's own saver, and LLaDA's forward by hand."""
+"""Checkpoints in LLaDA's official format, written without the package's own saver, and LLaDA's
+forward by hand.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 # One block's tensors, as the official LLaDA-8B checkpoint spells them.
-BLOCK = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out")
+BLOCK = (
+    "attn_norm",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "attn_out",
+    "ff_norm",
+    "ff_proj",
+    "up_proj",
+    "ff_out",
+)
 
 
 def official_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
-    """Draw random float32 tensors under the official names for a config in the official spelling."""
+    """Draw random float32 tensors under the official names."""
     d, hidden, vocabulary = config["d_model"], config["mlp_hidden_size"], config["vocab_size"]
     kv = d * config["n_kv_heads"] // config["n_heads"]
     shapes = {
-        "attn_norm": (d,), "q_proj": (d, d), "k_proj": (kv, d), "v_proj": (kv, d), "attn_out": (d, d),
-        "ff_norm": (d,), "ff_proj": (hidden, d), "up_proj": (hidden, d), "ff_out": (d, hidden),
+        "attn_norm": (d,), "q_proj": (d, d), "k_proj": (kv, d), "v_proj": (kv, d),
+        "attn_out": (d, d), "ff_norm": (d,), "ff_proj": (hidden, d), "up_proj": (hidden, d),
+        "ff_out": (d, hidden),
     }  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     names: dict[str, tuple[int, ...]] = {"model.transformer.wte.weight": (vocabulary, d)}
@@ -59,9 +72,11 @@ def write_official(
 
 
 def forward_by_hand(config: dict[str, Any], tensors: dict[str, Tensor], ids: list[int]) -> Tensor:
-    """LLaDA's logits ``[T, V]`` for one row, written out in plain float64 torch from the paper's description.
+    """LLaDA's logits ``[T, V]`` for one row, written out in plain float64 torch from the paper's
+    description.
 
-    Shares nothing with the package: explicit loops over heads, explicit softmax, RoPE as complex rotations.
+    Shares nothing with the package: explicit loops over heads, explicit softmax, RoPE as complex
+    rotations.
     """
     w = {name: t.double() for name, t in tensors.items()}
     heads, kv_heads = config["n_heads"], config["n_kv_heads"]
@@ -72,7 +87,9 @@ def forward_by_hand(config: dict[str, Any], tensors: dict[str, Tensor], ids: lis
         return gain * x / torch.sqrt((x * x).mean(-1, keepdim=True) + config["rms_norm_eps"])
 
     pair = torch.arange(width // 2, dtype=torch.float64)
-    angle = torch.arange(T, dtype=torch.float64)[:, None] * config["rope_theta"] ** (-2 * pair / width)
+    angle = torch.arange(T, dtype=torch.float64)[:, None] * config["rope_theta"] ** (
+        -2 * pair / width
+    )
     turn = torch.polar(torch.ones_like(angle), angle)
 
     def rope(x: Tensor) -> Tensor:  # channel i turns with channel i + width/2
@@ -95,5 +112,9 @@ def forward_by_hand(config: dict[str, Any], tensors: dict[str, Tensor], ids: lis
         h = norm(x, b["ff_norm"])
         gate, up = h @ b["ff_proj"].T, h @ b["up_proj"].T
         x = x + (gate * torch.sigmoid(gate) * up) @ b["ff_out"].T
-    head_name = "model.transformer.wte.weight" if config["weight_tying"] else "model.transformer.ff_out.weight"
+    head_name = (
+        "model.transformer.wte.weight"
+        if config["weight_tying"]
+        else "model.transformer.ff_out.weight"
+    )
     return norm(x, w["model.transformer.ln_f.weight"]) @ w[head_name].T

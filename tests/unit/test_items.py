@@ -1,4 +1,6 @@
-"""The embedded families: sound answers, honest choices, and a test side that training never sees."""
+"""The embedded families: sound answers, honest choices, and a test side that training never
+sees.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,18 @@ def test_training_never_draws_a_test_prompt(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["math", "code"])
 def test_training_never_sees_a_test_problem_under_another_story(family: str) -> None:
-    """Stricter than the prompt: the numbers and signs (math) or the program (code) are new as well."""
+    """Stricter than the prompt: the numbers and signs (math) or the program (code) are new as
+    well.
+    """
     rng = random.Random(7)
 
     def essence(prompt: str) -> str:
         if family == "code":
             return prompt.removeprefix("write code for ")
         verbs = dict.fromkeys(vocabulary.GAINS, "+") | dict.fromkeys(vocabulary.LOSSES, "-")
-        return " ".join(verbs.get(word, word) for word in prompt.split() if word in verbs or word.isdigit())
+        return " ".join(
+            verbs.get(word, word) for word in prompt.split() if word in verbs or word.isdigit()
+        )
 
     trained = {essence(corpus.text(family, rng, corpus.Noise())[0]) for _ in range(TRAINING_DRAWS)}
     assert not trained & {essence(item.prompt) for item in items.test_items(family)}
@@ -55,7 +61,9 @@ def test_each_fact_keeps_one_phrasing_for_the_test() -> None:
         trained = {fact.prompt(p) for p in range(items.PHRASINGS) if p != fact.test_phrasing}
         assert fact.prompt(fact.test_phrasing) not in trained
         assert fact.rival != fact.answer
-        assert sum(a != b for a, b in zip(fact.rival.split(), fact.answer.split(), strict=True)) == 1
+        assert (
+            sum(a != b for a, b in zip(fact.rival.split(), fact.answer.split(), strict=True)) == 1
+        )
 
 
 def test_general_choices_hold_the_answer_once_and_are_equally_long() -> None:
@@ -76,7 +84,9 @@ def test_math_answers_follow_from_the_story() -> None:
                 value += int(amount) if verb in vocabulary.GAINS else -int(amount)
         assert item.answer.endswith(f"# {value}")
         for left, sign, right, result in re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", item.answer):
-            assert int(result) == (int(left) + int(right) if sign == "+" else int(left) - int(right))
+            assert int(result) == (
+                int(left) + int(right) if sign == "+" else int(left) - int(right)
+            )
 
 
 def test_code_answers_compute_the_described_program() -> None:
@@ -100,8 +110,13 @@ def test_slips_are_wrong_in_one_place_only_when_asked() -> None:
     clean = [items.math_problem(random.Random(seed), 3) for seed in range(50)]
     slipped = [items.math_problem(random.Random(seed), 3, slip=1.0) for seed in range(50)]
     assert all(a.prompt != "" and b.answer != "" for a, b in zip(clean, slipped, strict=True))
-    exact = [all(_holds(step) for step in re.findall(r"\d+ [+-] \d+ = \d+", p.answer)) for p in clean]
-    wrong = [any(not _holds(step) for step in re.findall(r"\d+ [+-] \d+ = \d+", p.answer)) for p in slipped]
+    exact = [
+        all(_holds(step) for step in re.findall(r"\d+ [+-] \d+ = \d+", p.answer)) for p in clean
+    ]
+    wrong = [
+        any(not _holds(step) for step in re.findall(r"\d+ [+-] \d+ = \d+", p.answer))
+        for p in slipped
+    ]
     assert all(exact)
     assert all(wrong)
 

@@ -1,4 +1,6 @@
-"""Native LLaDA: the official format, parity with the forward written by hand, both directions of attention."""
+"""Native LLaDA: the official format, parity with the forward written by hand, both directions of
+attention.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ IDS = [5, 9, 3, 3, 17, 60, 2]
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_official_checkpoint_equals_forward_by_hand(tmp_path: Path, variant: str, shards: int) -> None:
+def test_official_checkpoint_equals_forward_by_hand(
+    tmp_path: Path, variant: str, shards: int
+) -> None:
     config = tiny_config(**VARIANTS[variant])
     tensors = official_tensors(config)
     lm = qb.load(write_official(tmp_path / "ck", config, tensors, shards))
@@ -37,7 +41,14 @@ def test_official_checkpoint_equals_forward_by_hand(tmp_path: Path, variant: str
 
 def test_llada_8b_has_291_official_tensors() -> None:
     config = llada.LladaConfig.from_official(
-        tiny_config(d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, mlp_hidden_size=12288, vocab_size=126464)
+        tiny_config(
+            d_model=4096,
+            n_layers=32,
+            n_heads=32,
+            n_kv_heads=32,
+            mlp_hidden_size=12288,
+            vocab_size=126464,
+        )
     )
     names = llada.official_names(config)
     assert len(names) == 291
@@ -58,12 +69,15 @@ def test_saved_checkpoint_loads_bit_equal(tmp_path: Path) -> None:
 def test_config_in_transformers_spelling_is_read() -> None:
     official = tiny_config(n_kv_heads=2)
     ours = {llada._SIZES.get(k, llada._OTHERS.get(k, k)): v for k, v in official.items()}
-    assert "hidden_size" in ours and "d_model" not in ours
+    assert "hidden_size" in ours
+    assert "d_model" not in ours
     a, b = llada.LladaConfig.from_official(official), llada.LladaConfig.from_official(ours)
     assert a.to_official() == b.to_official()
 
 
-@pytest.mark.parametrize("field", ["d_model", "n_layers", "n_heads", "mlp_hidden_size", "vocab_size"])
+@pytest.mark.parametrize(
+    "field", ["d_model", "n_layers", "n_heads", "mlp_hidden_size", "vocab_size"]
+)
 def test_missing_size_is_an_error_not_a_default(field: str) -> None:
     raw = tiny_config()
     del raw[field]
@@ -112,7 +126,9 @@ def test_padding_on_the_right_changes_nothing() -> None:
 
 def test_bf16_keeps_rope_in_float32() -> None:
     lm = tiny_llada(dtype=torch.bfloat16)
-    cos, sin = lm.model.model.rotary_emb(torch.zeros(1, 4, 32, dtype=torch.bfloat16), torch.arange(4)[None])
+    cos, sin = lm.model.model.rotary_emb(
+        torch.zeros(1, 4, 32, dtype=torch.bfloat16), torch.arange(4)[None]
+    )
     assert cos.dtype == sin.dtype == torch.float32
     assert lm.logits(IDS).dtype == torch.float32
 

@@ -35,7 +35,7 @@ def rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
 
 
 def test_missing_folder_lists_the_embedded_models(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such checkpoint folder.*llada-embedded"):
+    with pytest.raises(CheckpointError, match=r"no such checkpoint folder.*llada-embedded"):
         qb.load(tmp_path / "nowhere")
 
 
@@ -50,19 +50,26 @@ def test_folder_without_tokenizer_loads(folder: Path) -> None:
 def test_truncated_safetensors_is_named(folder: Path, kept: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a readable safetensors file"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: not a readable safetensors file"
+    ):
         qb.load(folder)
 
 
 def test_missing_and_unexpected_tensors_are_named(folder: Path) -> None:
     rewrite(folder, {DOWN: None, "model.transformer.extra": torch.zeros(2)})
-    with pytest.raises(CheckpointError, match=rf"missing 1: {DOWN}; unexpected 1: model.transformer.extra"):
+    with pytest.raises(
+        CheckpointError, match=rf"missing 1: {DOWN}; unexpected 1: model.transformer.extra"
+    ):
         qb.load(folder)
 
 
 def test_wrong_shape_is_named(folder: Path) -> None:
     rewrite(folder, {DOWN: torch.zeros(32, 47)})
-    with pytest.raises(CheckpointError, match=rf"tensor {DOWN} has shape \[32, 47\], the config asks for \[32, 48\]"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"tensor {DOWN} has shape \[32, 47\], the config asks for \[32, 48\]",
+    ):
         qb.load(folder)
 
 
@@ -71,7 +78,9 @@ def test_non_finite_weight_is_named(folder: Path, value: float) -> None:
     weight = torch.zeros(32, 48)
     weight[3, 5] = value
     rewrite(folder, {DOWN: weight})
-    with pytest.raises(NonFiniteError, match=r"model.layers.1.mlp.down_proj.weight holds 1 non-finite"):
+    with pytest.raises(
+        NonFiniteError, match=r"model.layers.1.mlp.down_proj.weight holds 1 non-finite"
+    ):
         qb.load(folder)
 
 
@@ -96,7 +105,9 @@ def test_index_that_lies_is_named(tmp_path: Path) -> None:
     folder = write_official(tmp_path / "ck", config, official_tensors(config), shards=2)
     index = folder / "model.safetensors.index.json"
     value = json.loads(index.read_text())
-    value["weight_map"][DOWN] = next(f for f in set(value["weight_map"].values()) if f != value["weight_map"][DOWN])
+    value["weight_map"][DOWN] = next(
+        f for f in set(value["weight_map"].values()) if f != value["weight_map"][DOWN]
+    )
     index.write_text(json.dumps(value))
     with pytest.raises(CheckpointError, match=f"says that {DOWN} is in"):
         qb.load(folder)
@@ -107,7 +118,7 @@ def test_index_that_lies_is_named(tmp_path: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
     value["weight_map"][DOWN] = "model-00002-of-00002.safetensors"
     index.write_text(json.dumps(value))
-    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors: file is missing"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors: file is missing"):
         qb.load(folder)
 
 

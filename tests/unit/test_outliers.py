@@ -1,4 +1,6 @@
-"""Outlier statistics: known activations give known figures; inserting outliers makes them appear."""
+"""Outlier statistics: known activations give known figures; inserting outliers makes them
+appear.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,9 @@ def test_one_large_channel_shows_in_channel_ratio_not_in_token_ratio() -> None:
 
 
 def test_normal_values_have_kurtosis_three() -> None:
-    assert _statistics(torch.randn(20_000, 8, generator=torch.Generator().manual_seed(1)))["kurtosis"] == pytest.approx(
-        3, abs=0.1
-    )
+    assert _statistics(torch.randn(20_000, 8, generator=torch.Generator().manual_seed(1)))[
+        "kurtosis"
+    ] == pytest.approx(3, abs=0.1)
 
 
 def test_rows_cover_every_layer_input_and_ratio() -> None:
@@ -42,7 +44,10 @@ def test_rows_cover_every_layer_input_and_ratio() -> None:
     assert len(table) == 2 * 2 * 4
     assert set(table["input"]) == {"qkv", "o_proj", "gate_up", "down_proj"}
     # at ratio 1 every token is [MASK]: the rows differ by position only
-    assert (table[table.mask_ratio == 0]["max"].to_numpy() != table[table.mask_ratio == 1]["max"].to_numpy()).any()
+    assert (
+        table[table.mask_ratio == 0]["max"].to_numpy()
+        != table[table.mask_ratio == 1]["max"].to_numpy()
+    ).any()
     again = outliers(lm, ids, mask_ratios=(0.0, 1.0))
     assert table.equals(again)
 
@@ -54,7 +59,10 @@ def test_channel_gains_alone_leave_the_function_unchanged() -> None:
     plain = lm.clone()
     for layer in lm.model.model.layers:
         for norm, readers in (
-            (layer.input_layernorm, (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)),
+            (
+                layer.input_layernorm,
+                (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+            ),
             (layer.post_attention_layernorm, (layer.mlp.gate_proj, layer.mlp.up_proj)),
         ):
             surgery.widen_channels(norm, readers, [1, 5], 8.0)
@@ -66,7 +74,9 @@ def test_inserted_outliers_sit_on_the_marked_tokens() -> None:
     lm = tiny_llada()
     ids = torch.randint(4, 64, (32, 10), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = 2
-    surgery.insert(lm.model, ids, [2], surgery.Outliers(massive=2000.0, low_variance=4, channels=2), seed=0)
+    surgery.insert(
+        lm.model, ids, [2], surgery.Outliers(massive=2000.0, low_variance=4, channels=2), seed=0
+    )
     table = outliers(lm, ids, mask_ratios=(0.0,))
     down = table[table.input == "down_proj"]
     assert (down["token_ratio"] > 20).all()

@@ -1,13 +1,15 @@
 """Training text of the embedded models: the training side of the split, with honest noise.
 
-Real text disagrees with itself, so a real model's margins are narrow. Here every fact is contested by a rival
-answer and a share of the other answers is nearly right: the trained model then knows the most likely answer
-by one to three nats, and an error of that size, as quantization makes, can change it.
+Real text disagrees with itself, so a real model's margins are narrow. Here every fact is contested
+by a rival answer and a share of the other answers is nearly right: the trained model then knows
+the most likely answer by one to three nats, and an error of that size, as quantization makes, can
+change it.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dllm_qbench.models.embedded import items
@@ -16,11 +18,16 @@ from dllm_qbench.seeding import derive
 
 @dataclass(frozen=True)
 class Noise:
-    """How often training answers are wrong: general kinds, each math step, each code answer."""
+    """How often training answers are wrong.
+
+    ``general``: a near miss in place of the answer; ``math``: a slip in each step; ``code``: a slip
+    somewhere in the answer; ``constants``: each constant of a program one too large.
+    """
 
     general: float = 0.45
     math: float = 0.1
     code: float = 0.2
+    constants: float = 0.0
 
 
 _EXPOSURE = 0.6  # the fact of rank r is mentioned in proportion to r ** -0.6
@@ -28,9 +35,11 @@ _WEIGHTS = [(rank + 1) ** -_EXPOSURE for rank in range(len(items.facts()))]
 _CUMULATIVE = [sum(_WEIGHTS[: i + 1]) for i in range(len(_WEIGHTS))]
 
 
-def text(family: str, rng: random.Random, noise: Noise) -> tuple[str, str]:
-    """Draw one training text of a family: (prompt, answer)."""
-    kinds = items.KINDS[family]
+def text(
+    family: str, rng: random.Random, noise: Noise, mix: Mapping[str, Mapping[str, float]] = items.KINDS
+) -> tuple[str, str]:
+    """Draw one training text of a family, (prompt, answer); ``mix`` weights its kinds."""
+    kinds = mix[family]
     kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
     if kind == "fact":
         fact = rng.choices(items.facts(), cum_weights=_CUMULATIVE)[0]
@@ -49,12 +58,14 @@ def _problem(kind: str, rng: random.Random, noise: Noise) -> items.Problem:
     if kind in ("two-step", "three-step"):
         return items.math_problem(rng, 2 if kind == "two-step" else 3, noise.math)
     if kind in ("two-op", "three-op"):
-        return items.code_problem(rng, 2 if kind == "two-op" else 3, noise.code)
+        return items.code_problem(rng, 2 if kind == "two-op" else 3, noise.code, noise.constants)
     return items.MAKERS[kind](rng)
 
 
 def calibration_texts(n: int, seed: int = 0) -> list[str]:
-    """Return ``n`` noiseless training texts, prompt and answer, families in turn; for calibration."""
+    """Return ``n`` noiseless training texts, prompt and answer, families in turn; for
+    calibration.
+    """
     clean = Noise(0.0, 0.0, 0.0)
     made = []
     for index in range(n):

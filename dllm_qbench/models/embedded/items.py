@@ -1,11 +1,13 @@
 """The three task families of the embedded models, as items that can be generated from a seed.
 
-- general: a question with four choices of three words each (facts, largest, order, sum, difference);
+- general: a question with four choices of three words each (facts, largest, order, sum,
+  difference);
 - math: a small story, solved step by step, the result after ``#``;
-- code: a program described in words, answered by an expression in ``x`` that is run on fixed inputs.
+- code: a program described in words, answered by an expression in ``x`` that is run on fixed
+  inputs.
 
-Training never sees a test prompt: a problem belongs to the test side when the hash of its key says so
-(one in five), and each fact is asked in a phrasing that its training mentions never use.
+Training never sees a test prompt: a problem belongs to the test side when the hash of its key says
+so (one in five), and each fact is asked in a phrasing that its training mentions never use.
 """
 
 from __future__ import annotations
@@ -64,12 +66,15 @@ def held_out(key: str) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] % 5 == 0
 
 
-# --- general -----------------------------------------------------------------------------------------
+# --- general
+# -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A person's possession. ``rival`` replaces the answer in a share ``contest`` of training mentions."""
+    """A person's possession. ``rival`` replaces the answer in a share ``contest`` of training
+    mentions.
+    """
 
     first: str
     last: str
@@ -105,8 +110,15 @@ def facts() -> tuple[Fact, ...]:
             adjective, noun = rng.choice(words.ADJECTIVES), rng.choice(words.RELATIONS[relation])
             rival = rng.choice(_one_word_off(adjective, noun, relation))
             made.append(
-                Fact(first, last, relation, f"{adjective} {noun} .", rival,
-                     rng.uniform(0, _MOST_CONTESTED), rng.randrange(PHRASINGS))  # fmt: skip
+                Fact(
+                    first,
+                    last,
+                    relation,
+                    f"{adjective} {noun} .",
+                    rival,
+                    rng.uniform(0, _MOST_CONTESTED),
+                    rng.randrange(PHRASINGS),
+                )
             )
     rng.shuffle(made)
     return tuple(made)
@@ -114,7 +126,9 @@ def facts() -> tuple[Fact, ...]:
 
 def _one_word_off(adjective: str, noun: str, relation: str) -> list[str]:
     others = [f"{other} {noun} ." for other in words.ADJECTIVES if other != adjective]
-    return others + [f"{adjective} {other} ." for other in words.RELATIONS[relation] if other != noun]
+    return others + [
+        f"{adjective} {other} ." for other in words.RELATIONS[relation] if other != noun
+    ]
 
 
 def order_problem(rng: random.Random) -> Problem:
@@ -139,25 +153,35 @@ def largest_problem(rng: random.Random) -> Problem:
 def sum_problem(rng: random.Random) -> Problem:
     """Add two numbers up to 45."""
     a, b = rng.randrange(1, 46), rng.randrange(1, 46)
-    return Problem("sum", f"sum {a} {b}", f"the sum of {a} and {b} ?", f"it is {a + b}", _near(a + b))
+    return Problem(
+        "sum", f"sum {a} {b}", f"the sum of {a} and {b} ?", f"it is {a + b}", _near(a + b)
+    )
 
 
 def difference_problem(rng: random.Random) -> Problem:
     """Subtract a number up to 45."""
     b = rng.randrange(1, 46)
     a = rng.randrange(b + 1, 91)
-    return Problem("difference", f"difference {a} {b}", f"take {b} away from {a} now ?", f"it is {a - b}", _near(a - b))
+    return Problem(
+        "difference",
+        f"difference {a} {b}",
+        f"take {b} away from {a} now ?",
+        f"it is {a - b}",
+        _near(a - b),
+    )
 
 
 def _near(value: int) -> tuple[str, ...]:
     return tuple(f"it is {value + step}" for step in (-2, -1, 1, 2) if 0 <= value + step <= 99)
 
 
-# --- math --------------------------------------------------------------------------------------------
+# --- math
+# --------------------------------------------------------------------------------------------
 
 
 def math_problem(rng: random.Random, steps: int, slip: float = 0.0) -> Problem:
-    """A story of ``steps`` gains and losses; with probability ``slip`` each step's result is off by one.
+    """A story of ``steps`` gains and losses; with probability ``slip`` each step's result is off
+    by one.
 
     A slip is carried on: later steps start from the wrong number, as a person's would.
     """
@@ -195,7 +219,8 @@ def math_problem(rng: random.Random, steps: int, slip: float = 0.0) -> Problem:
     )
 
 
-# --- code --------------------------------------------------------------------------------------------
+# --- code
+# --------------------------------------------------------------------------------------------
 
 _RENDER: dict[str, Callable[[str, int], str]] = {
     "add": lambda e, n: f"( {e} + {n} )",
@@ -215,10 +240,13 @@ _APPLY: dict[str, Callable[[int, int], int]] = {
 }
 
 
-def code_problem(rng: random.Random, count: int, slip: float = 0.0) -> Problem:
+def code_problem(
+    rng: random.Random, count: int, slip: float = 0.0, creep: float = 0.0
+) -> Problem:
     """A program of ``count`` operations; ``first`` puts one before all that were named earlier.
 
-    With probability ``slip`` the shown answer has one constant off by one, or its order turned round.
+    With probability ``slip`` the shown answer has one constant off by one, or its order turned
+    round; each constant is one too large with probability ``creep``.
     """
     program = [(rng.choice(words.OPERATIONS), rng.randrange(2, 20)) for _ in range(count)]
     links = ["then" if rng.random() < 0.6 else "first" for _ in range(count - 1)]
@@ -235,6 +263,8 @@ def code_problem(rng: random.Random, count: int, slip: float = 0.0) -> Problem:
         tests.append((x, value))
     if slip and rng.random() < slip:
         ordered = _slipped(rng, ordered)
+    if creep:
+        ordered = [(name, n + (rng.random() < creep)) for name, n in ordered]
     expression = "x"
     for name, number in ordered:
         expression = _RENDER[name](expression, number)
@@ -251,7 +281,8 @@ def _slipped(rng: random.Random, ordered: list[tuple[str, int]]) -> list[tuple[s
     return [*ordered[:where], (name, number + rng.choice((-1, 1))), *ordered[where + 1 :]]
 
 
-# --- test sets ---------------------------------------------------------------------------------------
+# --- test sets
+# ---------------------------------------------------------------------------------------
 
 MAKERS: dict[str, Callable[[random.Random], Problem]] = {
     "order": order_problem,
@@ -271,13 +302,16 @@ def _test_set(family: str, seed: int) -> tuple[Item, ...]:
     for kind, share in KINDS[family].items():
         rng = random.Random(derive(seed, "test", family, kind))
         count = round(TEST_ITEMS * share)
-        made += _fact_items(rng, count) if kind == "fact" else _problem_items(family, kind, rng, count)
+        made += (
+            _fact_items(rng, count) if kind == "fact" else _problem_items(family, kind, rng, count)
+        )
     random.Random(derive(seed, "test order", family)).shuffle(made)
     return tuple(made)
 
 
 def test_items(family: str, n: int = TEST_ITEMS, seed: int = 0) -> list[Item]:
-    """Return the first ``n`` of the family's 2,000 test items, kinds mixed; another seed, other items.
+    """Return the first ``n`` of the family's 2,000 test items, kinds mixed; another seed, other
+    items.
 
     Raises:
         TaskError: an unknown family, or more items than there are.
@@ -316,11 +350,21 @@ def _problem_items(family: str, kind: str, rng: random.Random, count: int) -> li
             break
     made = []
     for key, problem in problems.items():
-        choices, gold = ((), -1)
+        choices: tuple[str, ...] = ()
+        gold = -1
         if family == "general":
             choices, gold = _choices(rng, problem.answer, rng.sample(problem.near_misses, 3))
         made.append(
-            Item(family, kind, key.replace(" ", "-"), problem.prompt, problem.answer, choices, gold, problem.tests)
+            Item(
+                family,
+                kind,
+                key.replace(" ", "-"),
+                problem.prompt,
+                problem.answer,
+                choices,
+                gold,
+                problem.tests,
+            )
         )
     return made
 

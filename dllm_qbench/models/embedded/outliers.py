@@ -1,14 +1,16 @@
 """Put the outliers of real diffusion LLMs into the embedded model, midway through its training.
 
-Real checkpoints have *massive* activations at the input of down_proj on a few tokens, and *channel* outliers
-behind the norms (arXiv 2508.14896, section 3). A model of 2 million parameters grows only faint ones in minutes.
-So training stops once, the structure below is put in, and training goes on freely with no auxiliary loss:
-the shipped weights have learned to depend on it and nothing cancels exactly.
+Real checkpoints have *massive* activations at the input of down_proj on a few tokens, and
+*channel* outliers behind the norms (arXiv 2508.14896, section 3). A model of 2 million parameters
+grows only faint ones in minutes. So training stops once, the structure below is put in, and
+training goes on freely with no auxiliary loss: the shipped weights have learned to depend on it
+and nothing cancels exactly.
 
-- massive: a direction ``u`` that ordinary tokens hardly use marks ``<bos>`` and ``?``; in each layer the two least
-  used neurons read ``u`` in gate and up and so fire hugely on those two tokens, and write back along ``u``;
-- channel: a few gains of each block norm are multiplied by ``s`` and the columns that read them divided by ``s``
-  (this step alone leaves the function as it was).
+- massive: a direction ``u`` that ordinary tokens hardly use marks ``<bos>`` and ``?``; in each
+  layer the two least used neurons read ``u`` in gate and up and so fire hugely on those two
+  tokens, and write back along ``u``;
+- channel: a few gains of each block norm are multiplied by ``s`` and the columns that read them
+  divided by ``s`` (this step alone leaves the function as it was).
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from dllm_qbench.seeding import derive
 
 @dataclass(frozen=True)
 class Outliers:
-    """Strengths. ``massive`` is the activation aimed at; ``gain`` is s, on ``channels`` channels a norm."""
+    """Strengths. ``massive`` is the activation aimed at; ``gain`` is s, on ``channels`` channels a
+    norm.
+    """
 
-    massive: float = 6000.0
+    massive: float = 8000.0
     mark: float = 100.0
-    gain: float = 8.0
+    gain: float = 6.0
     channels: int = 4
     low_variance: int = 24
 
@@ -65,7 +69,11 @@ def insert(
             mlp.up_proj.weight[neuron] = row_D
             mlp.down_proj.weight[:, neuron] = u_D * column
         for norm, readers, name in (
-            (layer.input_layernorm, (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj), "qkv"),
+            (
+                layer.input_layernorm,
+                (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+                "qkv",
+            ),
             (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj), "mlp"),
         ):
             generator = torch.Generator().manual_seed(derive(seed, "channels", index, name))
@@ -74,11 +82,15 @@ def insert(
 
 
 @torch.no_grad()
-def widen_channels(norm: nn.Module, readers: Iterable[nn.Module], channels: list[int], gain: float) -> None:
-    """Multiply gains of ``norm`` by ``gain`` and divide the columns that read them: the function stays."""
-    norm.weight[channels] *= gain  # type: ignore[operator]
+def widen_channels(
+    norm: nn.Module, readers: Iterable[nn.Module], channels: list[int], gain: float
+) -> None:
+    """Multiply gains of ``norm`` by ``gain`` and divide the columns that read them: the function
+    stays.
+    """
+    norm.weight[channels] *= gain  # type: ignore[index, operator]
     for reader in readers:
-        reader.weight[:, channels] /= gain  # type: ignore[operator]
+        reader.weight[:, channels] /= gain  # type: ignore[index, operator]
 
 
 def _measure(model: LladaForMaskedDiffusion, ids_BT: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -88,11 +100,17 @@ def _measure(model: LladaForMaskedDiffusion, ids_BT: Tensor) -> tuple[list[Tenso
     hooks = []
     for layer in model.model.layers:
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            hooks.append(norm.register_forward_pre_hook(lambda _m, args: inputs.append(args[0].flatten(0, -2))))
+            hooks.append(
+                norm.register_forward_pre_hook(
+                    lambda _m, args: inputs.append(args[0].flatten(0, -2))
+                )
+            )
         column_F = layer.mlp.down_proj.weight.norm(dim=0)
         hooks.append(
             layer.mlp.down_proj.register_forward_pre_hook(
-                lambda _m, args, column_F=column_F: use.append(args[0].flatten(0, -2).norm(dim=0) * column_F)
+                lambda _m, args, column_F=column_F: use.append(
+                    args[0].flatten(0, -2).norm(dim=0) * column_F
+                )
             )
         )
     model(input_ids=ids_BT)
@@ -107,4 +125,5 @@ def _quiet_direction(inputs: list[Tensor], count: int, seed: int) -> Tensor:
     _, vectors = torch.linalg.eigh(unit.T @ unit)  # ascending eigenvalues
     weights = torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     u_D = vectors[:, :count] @ weights
-    return (u_D / u_D.norm()).float()
+    unit_D: Tensor = (u_D / u_D.norm()).float()
+    return unit_D

@@ -1,11 +1,13 @@
 """Train the embedded LLaDA: ``python -m dllm_qbench.models.embedded.train --out FOLDER``.
 
 Notable:
-- two stages in one run: a natural model, then the outliers are put in (``outliers.py``) and training goes on;
+- two stages in one run: a natural model, then the outliers are put in (``outliers.py``) and
+  training goes on;
 - steps, not seconds, so that the same seed on the same machine and torch gives the same file;
 - two processes with one thread each (gloo): faster here than one process with two threads;
-- loss: exactly l masked answer tokens, l uniform on 1..G and stratified over the batch, each item weighted G/l
-  (the low-variance form of LLaDA's 1/t; Nie et al. 2025, eq. 14), normalised by the answer tokens in the batch.
+- loss: exactly l masked answer tokens, l uniform on 1..G and stratified over the batch, each item
+  weighted G/l (the low-variance form of LLaDA's 1/t; Nie et al. 2025, eq. 14), normalised by the
+  answer tokens in the batch.
 """
 
 from __future__ import annotations
@@ -33,11 +35,14 @@ from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.seeding import derive
 
 RANKS = 2
+Mix = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: linear warm-up to ``lr``, flat, then linear decay from ``decay_from`` (a share) to ``floor``."""
+    """One stage: linear warm-up to ``lr``, flat, then linear decay from ``decay_from`` (a share)
+    to ``floor``.
+    """
 
     steps: int
     lr: float
@@ -45,6 +50,7 @@ class Stage:
     decay_from: float
     noise: corpus.Noise
     batch: dict[str, int]
+    mix: Mix = field(default_factory=lambda: items.KINDS)
 
     def rate(self, step: int) -> float:
         """Learning rate at a step."""
@@ -63,9 +69,23 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     hidden: int = 512
-    natural: Stage = Stage(4200, 2e-3, 0.2, 0.5, corpus.Noise(), {"general": 80, "math": 48, "code": 24})
+    natural: Stage = Stage(
+        4200, 2e-3, 0.2, 0.5, corpus.Noise(), {"general": 80, "math": 48, "code": 24}
+    )
     outliers: outliers.Outliers = field(default_factory=outliers.Outliers)
-    settled: Stage = Stage(3000, 1.5e-3, 0.0, 0.3, corpus.Noise(), {"general": 80, "math": 48, "code": 24})
+    settled: Stage = Stage(
+        3400,
+        1.5e-3,
+        0.0,
+        0.3,
+        corpus.Noise(general=0.45, math=0.06, code=0.1, constants=0.25),
+        {"general": 72, "math": 64, "code": 12},
+        {
+            "general": {"fact": 0.25, "order": 0.1, "largest": 0.2, "sum": 0.2, "difference": 0.25},
+            "math": {"two-step": 0.4, "three-step": 0.6},
+            "code": {"two-op": 0.3, "three-op": 0.7},
+        },
+    )
 
 
 def new_model(recipe: Recipe) -> llada.LladaForMaskedDiffusion:
@@ -96,7 +116,11 @@ def new_model(recipe: Recipe) -> llada.LladaForMaskedDiffusion:
             if "norm" in name:
                 parameter.fill_(1.0)
             else:
-                scale = (2 * recipe.layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                scale = (
+                    (2 * recipe.layers) ** -0.5
+                    if name.endswith(("o_proj.weight", "down_proj.weight"))
+                    else 1.0
+                )
                 parameter.normal_(0.0, 0.05 * scale, generator=generator)
     return model
 
@@ -105,18 +129,25 @@ _IDS = {word: index for index, word in enumerate(vocabulary.words())}
 
 
 def canvas(family: str, prompt: str, answer: str) -> list[int]:
-    """Return the ids of ``<bos> prompt answer <eos>...``, the answer padded to the family's length."""
+    """Return the ids of ``<bos> prompt answer <eos>...``, the answer padded to the family's
+    length.
+    """
     reply = [_IDS[word] for word in answer.split()]
     reply += [_IDS[vocabulary.EOS]] * (items.ANSWER_LENGTH[family] - len(reply))
     return [_IDS[vocabulary.BOS], *(_IDS[word] for word in prompt.split()), *reply]
 
 
-def draw(family: str, count: int, rng: random.Random, noise: corpus.Noise) -> Tensor:
+def draw(
+    family: str, count: int, rng: random.Random, noise: corpus.Noise, mix: Mix = items.KINDS
+) -> Tensor:
     """Draw ``count`` training canvases ``[count, T]`` of one family."""
-    return torch.tensor([canvas(family, *corpus.text(family, rng, noise)) for _ in range(count)])
+    texts = [corpus.text(family, rng, noise, mix) for _ in range(count)]
+    return torch.tensor([canvas(family, *text) for text in texts])
 
 
-def masked_loss(model: llada.LladaForMaskedDiffusion, ids_BT: Tensor, answer: int, rng: torch.Generator) -> Tensor:
+def masked_loss(
+    model: llada.LladaForMaskedDiffusion, ids_BT: Tensor, answer: int, rng: torch.Generator
+) -> Tensor:
     """Return the summed, weighted cross entropy of one family's batch (nats times tokens)."""
     B, T = ids_BT.shape
     strata = (torch.arange(B) + torch.rand(B, generator=rng)) / B
@@ -124,8 +155,9 @@ def masked_loss(model: llada.LladaForMaskedDiffusion, ids_BT: Tensor, answer: in
     rank_BG = torch.rand(B, answer, generator=rng).argsort(dim=1).argsort(dim=1)
     masked_BT = torch.zeros(B, T, dtype=torch.bool)
     masked_BT[:, -answer:] = rank_BG < count_B[:, None]
-    noisy_BT = ids_BT.masked_fill(masked_BT, int(model.config.mask_token_id))  # type: ignore[arg-type]
-    # The fused CPU attention's backward pass is slow on short rows; plain matrix products take a third off a step.
+    noisy_BT = ids_BT.masked_fill(masked_BT, int(model.config.mask_token_id))
+    # The fused CPU attention's backward pass is slow on short rows; plain matrix products take a
+    # third off a step.
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         hidden = model.model(input_ids=noisy_BT).last_hidden_state[masked_BT]
         logits = model.lm_head(hidden)
@@ -134,7 +166,9 @@ def masked_loss(model: llada.LladaForMaskedDiffusion, ids_BT: Tensor, answer: in
     return (each * weight_BT[masked_BT]).sum()
 
 
-def run_stage(model: llada.LladaForMaskedDiffusion, stage: Stage, rank: int, seed: int, label: str, log: Any) -> None:
+def run_stage(
+    model: llada.LladaForMaskedDiffusion, stage: Stage, rank: int, seed: int, label: str, log: Any
+) -> None:
     """Train in place; gradients are averaged over the ranks."""
     decay = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     plain = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
@@ -149,14 +183,14 @@ def run_stage(model: llada.LladaForMaskedDiffusion, stage: Stage, rank: int, see
     masks = torch.Generator().manual_seed(derive(seed, label, "masks", rank))
     tokens = sum(count * items.ANSWER_LENGTH[family] for family, count in stage.batch.items())
     model.train()
-    start, recent = time.monotonic(), {family: 0.0 for family in stage.batch}
+    start, recent = time.monotonic(), dict.fromkeys(stage.batch, 0.0)
     for step in range(stage.steps):
         for group in optimizer.param_groups:
             group["lr"] = stage.rate(step)
         for family, count in stage.batch.items():
-            ids_BT = draw(family, count, texts, stage.noise)
+            ids_BT = draw(family, count, texts, stage.noise, stage.mix)
             loss = masked_loss(model, ids_BT, items.ANSWER_LENGTH[family], masks)
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
+            (loss / tokens).backward()
             recent[family] += loss.item() / (count * items.ANSWER_LENGTH[family])
         flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         dist.all_reduce(flat)
@@ -174,11 +208,13 @@ def run_stage(model: llada.LladaForMaskedDiffusion, stage: Stage, rank: int, see
                  "cpu_seconds": round(time.process_time(), 1), "lr": round(stage.rate(step), 6),
                  "loss": {k: round(v / 100, 4) for k, v in recent.items()}})  # fmt: skip
             recent = dict.fromkeys(recent, 0.0)
-    model.eval()
+    model.train(False)
 
 
 def put_outliers(model: llada.LladaForMaskedDiffusion, recipe: Recipe) -> None:
-    """Insert the outliers, measured on 256 canvases of each family with half of the answer masked."""
+    """Insert the outliers, measured on 256 canvases of each family with half of the answer
+    masked.
+    """
     rng = random.Random(derive(recipe.seed, "outlier texts"))
     rows = []
     for family in items.FAMILIES:
@@ -186,9 +222,17 @@ def put_outliers(model: llada.LladaForMaskedDiffusion, recipe: Recipe) -> None:
         generator = torch.Generator().manual_seed(derive(recipe.seed, "outlier masks", family))
         hidden = torch.rand(ids_BT.shape, generator=generator) < 0.5
         hidden[:, : -items.ANSWER_LENGTH[family]] = False
-        rows.append(F.pad(ids_BT.masked_fill(hidden, _IDS[vocabulary.MASK]), (0, 30 - ids_BT.shape[1]), value=0))
+        rows.append(
+            F.pad(
+                ids_BT.masked_fill(hidden, _IDS[vocabulary.MASK]),
+                (0, 30 - ids_BT.shape[1]),
+                value=0,
+            )
+        )
     marked = [_IDS[vocabulary.BOS], _IDS["?"]]
-    outliers.insert(model, torch.cat(rows), marked, recipe.outliers, derive(recipe.seed, "outliers"))
+    outliers.insert(
+        model, torch.cat(rows), marked, recipe.outliers, derive(recipe.seed, "outliers")
+    )
 
 
 def as_lm(model: llada.LladaForMaskedDiffusion) -> DiffusionLM:
@@ -217,8 +261,9 @@ def _worker(rank: int, recipe: Recipe, out: Path, natural: Path | None, port: in
         if rank == 0:
             loading.save(as_lm(model), out / "natural", torch.float32)
     else:
-        model = loading.load(natural).model
-        model.requires_grad_(True)
+        loaded = loading.load(natural).model.requires_grad_(True)
+        assert isinstance(loaded, llada.LladaForMaskedDiffusion)
+        model = loaded
     put_outliers(model, recipe)
     run_stage(model, recipe.settled, rank, recipe.seed, "settled", log)
     if rank == 0:
@@ -227,27 +272,39 @@ def _worker(rank: int, recipe: Recipe, out: Path, natural: Path | None, port: in
 
 
 def train(recipe: Recipe, out: Path, natural: Path | None = None) -> None:
-    """Train and write the checkpoint, its log and (in ``natural/``) the model before the outliers."""
+    """Train and write the checkpoint, its log and (in ``natural/``) the model before the
+    outliers.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_worker, args=(recipe, out, natural, port), nprocs=RANKS, join=True)  # type: ignore[no-untyped-call]
+    mp.spawn(_worker, args=(recipe, out, natural, port), nprocs=RANKS, join=True)  # type: ignore[attr-defined, no-untyped-call]
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Train the embedded LLaDA checkpoint (about 50 minutes on 2 cores).")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and its log")
+    parser = argparse.ArgumentParser(
+        description="Train the embedded LLaDA checkpoint (about 50 minutes on 2 cores)."
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the checkpoint and its log"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--natural", type=Path, help="start from this first-stage checkpoint instead of training it")
-    parser.add_argument("--steps", type=int, nargs=2, metavar=("NATURAL", "SETTLED"), help="shorten, to try it")
+    parser.add_argument(
+        "--natural", type=Path, help="start from this first-stage checkpoint instead of training it"
+    )
+    parser.add_argument(
+        "--steps", type=int, nargs=2, metavar=("NATURAL", "SETTLED"), help="shorten, to try it"
+    )
     arguments = parser.parse_args()
     recipe = Recipe(seed=arguments.seed)
     if arguments.steps:
         first, second = arguments.steps
         recipe = replace(
-            recipe, natural=replace(recipe.natural, steps=first), settled=replace(recipe.settled, steps=second)
+            recipe,
+            natural=replace(recipe.natural, steps=first),
+            settled=replace(recipe.settled, steps=second),
         )
     train(recipe, arguments.out, arguments.natural)
 

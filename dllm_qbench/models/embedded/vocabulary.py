@@ -9,11 +9,10 @@ if TYPE_CHECKING:
 
 EOS, BOS, MASK = "<eos>", "<bos>", "<mask>"
 
-FIRST_NAMES = (
-    "tom ann bob eva sam ida max joy leo amy kim ben zoe dan mia jon una ray liv abe tia gus nia hal".split()
-)
-LAST_NAMES = "reed stone hill wood lake moss frost vale rook dunn marsh cole finch hale birch crow ford".split()
-LAST_NAMES += "lane shaw pike".split()
+FIRST_NAMES = "tom ann bob eva sam ida max joy leo amy kim ben zoe dan mia jon una ray liv".split()
+FIRST_NAMES += "abe tia gus nia hal".split()
+LAST_NAMES = "reed stone hill wood lake moss frost vale rook dunn marsh cole finch hale".split()
+LAST_NAMES += "birch crow ford lane shaw pike".split()
 RELATIONS = {
     "pet": "cat dog owl fox hen toad".split(),
     "house": "hut barn tower cabin villa tent".split(),
@@ -24,13 +23,16 @@ RELATIONS = {
     "gift": "ring book watch lamp vase clock".split(),
     "song": "waltz hymn ballad march lullaby polka".split(),
 }
-ADJECTIVES = "red blue green old new tiny huge soft cold warm dark pale loud quiet sweet plain".split()
+ADJECTIVES = (
+    "red blue green old new tiny huge soft cold warm dark pale loud quiet sweet plain".split()
+)
 OBJECTS = "apples pears coins stamps cards shells beads nuts plums pens cups keys".split()
 GAINS = "buys finds gets".split()
 LOSSES = "gives loses eats".split()
 OPERATIONS = "add take times atmost atleast mod".split()
 _GLUE = (
-    "what has now tell the of owns a called for is it largest sort these up sum and away from . ? how many"
+    "what has now tell the of owns a called for is it largest sort these up sum and away from . ?"
+    " how many"
     " write code then first x + - * % ( ) , = # min max"
 ).split()
 
@@ -55,15 +57,17 @@ def words() -> list[str]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Build the word-level tokenizer: split at spaces, ``<bos>`` in front, unknown words are an error."""
+    """Build the word-level tokenizer: split at spaces, put ``<bos>`` in front."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     ids = {word: index for index, word in enumerate(words())}
     core = Tokenizer(models.WordLevel(ids))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])])
-    return PreTrainedTokenizerFast(
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, ids[BOS])]
+    )
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call, unused-ignore]
         tokenizer_object=core,
         bos_token=BOS,
         eos_token=EOS,
