@@ -1,0 +1,1 @@
+"""Running a masked diffusion model: masks, Monte Carlo likelihood, samplers."""

@@ -1,0 +1,138 @@
+"""Monte Carlo log-likelihood of a target under a masked diffusion model.
+
+Source: Nie et al., "Large Language Diffusion Models" (arXiv 2502.09992), eq. 6 and algorithm 3: hide k of
+the L target tokens, k uniform on 1..L; log p is estimated by the mean of  L / k * sum log p(hidden token).
+
+Notable:
+- the masks depend on the item's seed alone, so full precision and quantized see the same ones, and so do
+  all choices of equal length of one item (common random numbers);
+- equal canvases are run once. Choices that differ in one word share every canvas that hides the word.
+
+Shapes: B canvases, T tokens, V vocabulary, M hidden tokens of a batch, N scored tokens of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dllm_qbench.diffusion.batching import batches, logits
+from dllm_qbench.diffusion.masking import draw_masks
+from dllm_qbench.errors import NonFiniteError
+from dllm_qbench.models.lm import DiffusionLM
+
+Request = tuple[Sequence[int], Sequence[int], int]
+
+
+@dataclass
+class _Canvas:
+    """A canvas to run, and every (request, term, true tokens) that is read off it."""
+
+    ids: tuple[int, ...]
+    hidden: tuple[int, ...]
+    readers: list[tuple[int, int, tuple[int, ...]]] = field(default_factory=list)
+
+
+def log_likelihoods(
+    lm: DiffusionLM,
+    requests: Sequence[Request],
+    samples: int = 128,
+    *,
+    batch_tokens: int | None = None,
+    batch_size: int | None = None,
+    labels: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[float]:
+    """Estimate log p(target | context) in nats for each request.
+
+    The result of a request depends on nothing but the model, the request and ``samples``.
+
+    Args:
+        lm: the model.
+        requests: (context ids, target ids, seed); the seed draws the masks.
+        samples: masks per request; one is exact for a single-token target, 9 for three tokens.
+        batch_tokens: tokens in one forward pass.
+        batch_size: canvases in one forward pass; overrides ``batch_tokens``.
+        labels: what each request is called in an error.
+        progress: called with (canvases done, canvases in all) after each forward pass.
+
+    Raises:
+        NonFiniteError: the model gave a NaN or an infinity; names the request.
+        ValueError: an empty target, no samples, or a canvas longer than the model's positions.
+    """
+    canvases, weights = _plan(lm, requests, samples, labels)
+    terms = [[math.nan] * len(weights_of) for weights_of in weights]
+    done = 0
+    for members in batches(lm, [len(canvas.ids) for canvas in canvases], batch_tokens, batch_size):
+        batch = [canvases[row] for row in members]
+        for (index, slot), value in _read(lm, batch).items():
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"{_label(labels, index)}: log p of the hidden tokens is {value};"
+                    " the model's logits hold a NaN or an infinity"
+                )
+            terms[index][slot] = value
+        done += len(members)
+        if progress is not None:
+            progress(done, len(canvases))
+    return [
+        math.fsum(weight * term for weight, term in zip(*pair, strict=True))
+        for pair in zip(weights, terms, strict=True)
+    ]
+
+
+def _plan(
+    lm: DiffusionLM, requests: Sequence[Request], samples: int, labels: Sequence[str] | None
+) -> tuple[list[_Canvas], list[list[float]]]:
+    """Return the distinct canvases, and the weight of each term of each request."""
+    canvases: dict[tuple[tuple[int, ...], tuple[int, ...]], _Canvas] = {}
+    weights: list[list[float]] = []
+    for index, (context, target, seed) in enumerate(requests):
+        if not len(target):
+            raise ValueError(
+                f"{_label(labels, index)}: the target is empty; there is nothing to score"
+            )
+        weights.append([])
+        for slot, (mask, repeats) in enumerate(draw_masks(len(target), samples, seed).items()):
+            ids = [*context, *target]
+            hidden = tuple(len(context) + position for position in mask)
+            for position in hidden:
+                ids[position] = lm.mask_id
+            key = (tuple(ids), hidden)
+            canvas = canvases.setdefault(key, _Canvas(*key))
+            canvas.readers.append((index, slot, tuple(target[position] for position in mask)))
+            weights[index].append(repeats / samples * len(target) / len(mask))
+    return list(canvases.values()), weights
+
+
+def _read(lm: DiffusionLM, batch: Sequence[_Canvas]) -> dict[tuple[int, int], float]:
+    """Run canvases of one length; return sum log p(true token) over the hidden ones for each reader."""
+    ids_BT = torch.tensor([canvas.ids for canvas in batch], device=lm.device)
+    where = [(b, position) for b, canvas in enumerate(batch) for position in canvas.hidden]
+    b_M, t_M = torch.tensor(where, device=lm.device).T
+    log_probs_MV = torch.log_softmax(logits(lm, ids_BT)[b_M, t_M].double(), dim=-1)
+    picks: list[tuple[int, int]] = []
+    first = 0
+    for canvas in batch:
+        for _, _, tokens in canvas.readers:
+            picks += [(first + i, token) for i, token in enumerate(tokens)]
+        first += len(canvas.hidden)
+    m_N, v_N = torch.tensor(picks, device=lm.device).T
+    found = iter(_tolist(log_probs_MV[m_N, v_N]))
+    return {
+        (index, slot): math.fsum(next(found) for _ in tokens)
+        for canvas in batch
+        for index, slot, tokens in canvas.readers
+    }
+
+
+def _tolist(values_N: Tensor) -> list[float]:
+    return [float(value) for value in values_N.tolist()]
+
+
+def _label(labels: Sequence[str] | None, index: int) -> str:
+    return labels[index] if labels is not None else f"request {index}"
