@@ -1,0 +1,205 @@
+"""GPTQ: round column by column, and let the columns still to come make up for each error.
+
+Source: Frantar et al., "GPTQ" (arXiv 2210.17323), algorithm 1; the update is OBQ's (equation 2):
+
+    q = argmin error of w_q;   delta = -(w_q - quant(w_q)) / [H^-1]_qq * [H^-1]_q,:
+
+W [O, I] weight, X [N, I] inputs, H = X^T X [I, I], U upper triangular with H^-1 = U^T U: row q of U
+is what is left of H^-1's row q after columns 0..q-1 are eliminated, over its root (section 3.3).
+
+What published code leaves open, settled here:
+- **group grids** come from the *updated* weights at the moment the group starts. Lazy blocks end at
+  group boundaries, so that all of a group's weights are up to date then. With ``act_order`` the
+  columns of a group are not neighbours in time: grids then come from the original weights, and group
+  boundaries stay where the scheme says;
+- **dead columns** (an input that was 0 on all calibration tokens) are rounded to nearest. Setting
+  them to 0, as the released code does, would break the layer on the first token that uses them;
+- **damping** adds ``damp`` times the mean of H's diagonal over live columns. Where H is still not
+  positive definite, the damping grows tenfold until it is, with a warning;
+- everything is computed in float64, H included.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dllm_qbench.errors import NonFiniteError
+from dllm_qbench.quant.calibration import Calibration
+from dllm_qbench.quant.capture import BlockRunner, second_moment
+from dllm_qbench.quant.grid import (
+    Grid,
+    code_range,
+    find_grid,
+    require_finite,
+    round_half_away,
+    scale_and_zero,
+)
+from dllm_qbench.quant.layers import QuantLinear, blocks, put, target_names
+from dllm_qbench.quant.scheme import Scheme
+
+NAME = "gptq"
+LAZY_COLUMNS = 128  # the paper's B; it changes the order of the arithmetic, not the result
+_MOST_DAMPING = 1e4
+
+
+def symmetric_by_default(scheme: Scheme) -> bool:
+    """Return the weight grid's symmetry that this method takes when the scheme leaves it open."""
+    return False
+
+
+def gptq_weight(
+    weight: Tensor,
+    hessian: Tensor,
+    scheme: Scheme | str,
+    damp: float = 0.01,
+    act_order: bool = False,
+) -> Tensor:
+    """Quantize one weight against the second moment of its inputs.
+
+    Args:
+        weight: ``[O, I]``, finite.
+        hessian: ``X^T X`` ``[I, I]`` up to a positive factor, symmetric.
+        scheme: bits and group of the weight; asymmetric unless it says otherwise. Activation bits
+            play no part.
+        damp: share of the mean diagonal that is added to the diagonal.
+        act_order: take columns in falling order of ``diag(H)`` instead of from left to right.
+
+    Returns:
+        The dequantized weight ``[O, I]``, in the data type of ``weight``.
+
+    Raises:
+        NonFiniteError: a NaN or an infinity in the weight or in the Hessian.
+        ValueError: shapes that do not fit, negative damping.
+    """
+    parsed = Scheme.parse(scheme)
+    symmetric = parsed.is_symmetric(symmetric_by_default(parsed))
+    return solve(weight, hessian, parsed, symmetric, damp, act_order)[0].to(weight.dtype)
+
+
+def solve(
+    weight: Tensor, hessian: Tensor, scheme: Scheme, symmetric: bool, damp: float, act_order: bool
+) -> tuple[Tensor, Grid | None]:
+    """Return the dequantized weight in float64 and the grid that its groups ended up with."""
+    _check(weight, hessian, damp)
+    W_OI = weight.detach().double()
+    if not scheme.quantizes_weights or W_OI.numel() == 0:
+        return W_OI.clone(), None
+    I = W_OI.shape[1]  # noqa: E741 (the legend's name for the number of inputs)
+    bits = scheme.weight_bits
+    low, high = code_range(bits, symmetric)
+    grid = find_grid(W_OI, bits, symmetric, scheme.group)
+    group = grid.group
+    scale_GO, zero_GO = grid.scale.T.contiguous(), grid.zero.T.contiguous()
+    H_II = hessian.to(W_OI)
+    order = torch.arange(I, device=W_OI.device)
+    if act_order:  # stable, so that equal diagonals keep their order on every machine
+        order = torch.argsort(H_II.diagonal(), descending=True, stable=True)
+    columns: list[int] = order.tolist()
+    U_II = inverse_factor(H_II[order][:, order], damp)
+    pivots: list[float] = U_II.diagonal().tolist()
+    # Columns of W as rows: each step then reads and writes contiguous memory.
+    W_IO = W_OI.T[order].contiguous()
+    Q_IO = torch.empty_like(W_IO)
+    step = group * max(1, LAZY_COLUMNS // group)
+    for start in range(0, I, step):
+        stop = min(start + step, I)
+        E_BO = torch.empty_like(W_IO[start:stop])
+        for i in range(start, stop):
+            g = columns[i] // group
+            if not act_order and i % group == 0:
+                scale_GO[g], zero_GO[g] = scale_and_zero(W_IO[i : i + group].T, bits, symmetric)
+            w_O, scale_O, zero_O = W_IO[i], scale_GO[g], zero_GO[g]
+            code_O = round_half_away(w_O / scale_O).add_(zero_O).clamp_(low, high)
+            torch.mul(code_O.sub_(zero_O), scale_O, out=Q_IO[i])
+            torch.sub(w_O, Q_IO[i], out=E_BO[i - start]).div_(pivots[i])
+            W_IO[i + 1 : stop].addr_(U_II[i, i + 1 : stop], E_BO[i - start], alpha=-1)
+        W_IO[stop:].addmm_(U_II[start:stop, stop:].T, E_BO, alpha=-1)
+    Q_OI = Q_IO[torch.argsort(order)].T.contiguous()
+    return Q_OI, replace(grid, scale=scale_GO.T.contiguous(), zero=zero_GO.T.contiguous())
+
+
+def inverse_factor(hessian_II: Tensor, damp: float) -> Tensor:
+    """Return the upper triangular U with ``U^T U = (H + damping)^-1``.
+
+    H = R R^T with R upper triangular is Cholesky's factor read backwards, and U = R^-1: H^-1 itself,
+    which loses digits where H is close to singular, is never formed.
+    """
+    H_II = (hessian_II + hessian_II.T) / 2
+    diagonal = H_II.diagonal()
+    dead = diagonal <= 0
+    mean = float(diagonal[~dead].mean()) if not bool(dead.all()) else 1.0
+    # A dead column is coupled to nothing; any positive diagonal makes it round to nearest.
+    diagonal[dead] = mean
+    share = damp
+    while True:
+        damped = H_II + share * mean * torch.eye(len(H_II), dtype=H_II.dtype, device=H_II.device)
+        flipped, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        if not int(failed):
+            break
+        share = max(10 * share, 1e-8)
+        if share > _MOST_DAMPING:
+            raise ValueError(
+                "gptq: the Hessian is far from positive semidefinite; pass X^T X of real inputs"
+            )
+    if share != damp:
+        warnings.warn(
+            f"gptq: the Hessian is not positive definite at damp={damp:g}; used {share:g} instead",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    identity = torch.eye(len(H_II), dtype=H_II.dtype, device=H_II.device)
+    U_II: Tensor = torch.linalg.solve_triangular(flipped.flip(0, 1), identity, upper=True)
+    return U_II
+
+
+def quantize_model(
+    model: nn.Module,
+    scheme: Scheme,
+    calibration: Calibration,
+    *,
+    damp: float = 0.01,
+    act_order: bool = False,
+) -> None:
+    """Replace every targeted linear of ``model``, in place, truly sequentially.
+
+    The inputs of a linear come from the blocks and linears before it as already quantized (with
+    their activation rounding, if the scheme has it). H is that of the inputs before their own
+    rounding. Linears that read the same input share one H and are solved as one stacked weight:
+    rows do not interact.
+    """
+    target_names(model)  # refuses a model with linears that no group covers
+    symmetric = scheme.is_symmetric(symmetric_by_default(scheme))
+    runner = BlockRunner(model, calibration)
+    for index, block in enumerate(blocks(model)):
+        for names, inputs in runner.stages(block):
+            linears = [block.get_submodule(name) for name in names]
+            stacked = torch.cat([linear.weight for linear in linears])  # type: ignore[misc]
+            try:
+                H_II = second_moment(inputs)
+                values, grid = solve(stacked, H_II, scheme, symmetric, damp, act_order)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"model.layers.{index}.{names[0]}: {error}") from error
+            first = 0
+            for name, linear in zip(names, linears, strict=True):
+                assert isinstance(linear, nn.Linear)
+                rows = slice(first, first + linear.out_features)
+                first = rows.stop
+                own = None if grid is None else grid.rows(rows)
+                weight = values[rows].to(linear.weight.dtype)
+                put(block, name, QuantLinear(weight, linear.bias, own, scheme, NAME))
+
+
+def _check(weight: Tensor, hessian: Tensor, damp: float) -> None:
+    if weight.dim() != 2 or hessian.shape != (weight.shape[1], weight.shape[1]):
+        raise ValueError(
+            f"gptq: a weight [out, in] needs a Hessian [in, in], found {list(weight.shape)} and"
+            f" {list(hessian.shape)}"
+        )
+    if damp < 0:
+        raise ValueError(f"gptq: damp must be 0 or more, found {damp}")
+    require_finite(weight, "the weight")
+    require_finite(hessian, "the Hessian")

@@ -1,0 +1,40 @@
+"""RTN: every weight to the nearest level of its group's min-max grid. The floor to beat.
+
+No calibration. The weight grid is asymmetric where only weights are quantized, and symmetric where
+activations are too (integer kernels multiply codes: a weight zero point would cost them a pass over
+the activations), unless the scheme says otherwise.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dllm_qbench.quant.grid import Grid, find_grid
+from dllm_qbench.quant.layers import QuantLinear, put, target_names
+from dllm_qbench.quant.scheme import Scheme
+
+NAME = "rtn"
+
+
+def symmetric_by_default(scheme: Scheme) -> bool:
+    """Return the weight grid's symmetry that this method takes when the scheme leaves it open."""
+    return scheme.quantizes_activations
+
+
+def round_weight(weight: Tensor, scheme: Scheme, symmetric: bool) -> tuple[Tensor, Grid | None]:
+    """Return the dequantized weight ``[out, in]`` and its grid; untouched at 16 bits."""
+    if not scheme.quantizes_weights:
+        return weight, None
+    grid = find_grid(weight, scheme.weight_bits, symmetric, scheme.group)
+    return grid.values(grid.codes(weight)).to(weight.dtype), grid
+
+
+def quantize_model(model: nn.Module, scheme: Scheme) -> None:
+    """Replace every targeted linear of ``model``, in place."""
+    for name in target_names(model):
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        weight, grid = round_weight(
+            linear.weight, scheme, scheme.is_symmetric(symmetric_by_default(scheme))
+        )
+        put(model, name, QuantLinear(weight, linear.bias, grid, scheme, NAME))
