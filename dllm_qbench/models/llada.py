@@ -254,10 +254,11 @@ class LladaForMaskedDiffusion(LlamaForCausalLM):  # type: ignore[misc, no-untype
         self.post_init()  # type: ignore[no-untyped-call, unused-ignore]
 
 
+EMBEDDING, HEAD = "model.transformer.wte.weight", "model.transformer.ff_out.weight"
 _TOP = {
-    "model.transformer.wte.weight": "model.embed_tokens.weight",
+    EMBEDDING: "model.embed_tokens.weight",
     "model.transformer.ln_f.weight": "model.norm.weight",
-    "model.transformer.ff_out.weight": "lm_head.weight",
+    HEAD: "lm_head.weight",
 }
 # ``ff_out`` names each block's down projection AND the LM head: the prefix decides, never the bare
 # name.
@@ -281,7 +282,7 @@ def official_names(config: LladaConfig) -> dict[str, str]:
     """
     names = dict(_TOP)
     if config.tie_word_embeddings:
-        del names["model.transformer.ff_out.weight"]
+        del names[HEAD]
     for index in range(config.num_hidden_layers):
         for official, ours in _BLOCK.items():
             names[f"model.transformer.blocks.{index}.{official}.weight"] = (

@@ -152,6 +152,8 @@ def _fill(
     where = _shards(folder)
     missing = [name for name in names if name not in where]
     unexpected = [name for name in where if name not in names]
+    if llada.HEAD in unexpected and _repeats_embedding(where):
+        unexpected.remove(llada.HEAD)  # a tied model's file may hold the shared matrix twice
     if missing or unexpected:
         raise CheckpointError(
             f"{folder}: the config asks for {len(names)} tensors, the files hold {len(where)};"
@@ -175,6 +177,13 @@ def _fill(
                 tensor = handle.get_tensor(official).to(device=device, dtype=dtype)
                 owner, _, leaf = ours.rpartition(".")
                 setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def _repeats_embedding(where: Mapping[str, Path]) -> bool:
+    if llada.EMBEDDING not in where:
+        return False
+    with _open(where[llada.HEAD]) as head, _open(where[llada.EMBEDDING]) as embedding:
+        return torch.equal(head.get_tensor(llada.HEAD), embedding.get_tensor(llada.EMBEDDING))
 
 
 def _some(names: list[str], most: int = 3) -> str:

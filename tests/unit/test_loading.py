@@ -64,6 +64,19 @@ def test_missing_and_unexpected_tensors_are_named(folder: Path) -> None:
         qb.load(folder)
 
 
+def test_tied_head_may_repeat_the_embedding_but_not_differ_from_it(tmp_path: Path) -> None:
+    config = tiny_config(weight_tying=True)
+    tensors = official_tensors(config)
+    plain = qb.load(write_official(tmp_path / "plain", config, tensors))
+    head = "model.transformer.ff_out.weight"
+    tensors[head] = tensors["model.transformer.wte.weight"].clone()
+    again = qb.load(write_official(tmp_path / "again", config, tensors))
+    assert torch.equal(plain.logits([1, 2, 3]), again.logits([1, 2, 3]))
+    tensors[head][0, 0] += 1
+    with pytest.raises(CheckpointError, match=f"unexpected 1: {head}"):
+        qb.load(write_official(tmp_path / "other", config, tensors))
+
+
 def test_wrong_shape_is_named(folder: Path) -> None:
     rewrite(folder, {DOWN: torch.zeros(32, 47)})
     with pytest.raises(
@@ -118,7 +131,9 @@ def test_index_that_lies_is_named(tmp_path: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
     value["weight_map"][DOWN] = "model-00002-of-00002.safetensors"
     index.write_text(json.dumps(value))
-    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors: file is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"model-00002-of-00002\.safetensors: file is missing"
+    ):
         qb.load(folder)
 
 
