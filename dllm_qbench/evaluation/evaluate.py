@@ -1,0 +1,171 @@
+"""Measure one cell: the quantized model and its full-precision self on the same items and masks.
+
+Notable:
+- lm-eval's own evaluator runs the tasks; per-item results come from its samples, for pairing;
+- full precision is run once per process for each (weights, task, items, seed), and remembered;
+- a NaN or an infinity is an error that names the task and the item, never a score.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import lm_eval.api.task
+from lm_eval.evaluator import evaluate as lm_eval_evaluate
+from lm_eval.tasks import TaskManager
+
+from dllm_qbench import tasks
+from dllm_qbench.evaluation.adapter import DiffusionAdapter
+from dllm_qbench.evaluation.probe import probe
+from dllm_qbench.evaluation.provenance import provenance
+from dllm_qbench.models.lm import DiffusionLM
+from dllm_qbench.quant.layer_error import layer_errors
+from dllm_qbench.quant.quantize import recipe_hash
+from dllm_qbench.records import Record
+from dllm_qbench.tasks.embedded.scoring import winners
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's answers to one task: one entry per item in each tuple, in the task's order."""
+
+    ids: tuple[str, ...]
+    kinds: tuple[str, ...]
+    correct: tuple[bool, ...]
+    texts: tuple[str, ...]
+
+
+_references: dict[tuple[str, str, int, int, int | None], Answers] = {}
+
+
+def evaluate(
+    quantized: DiffusionLM,
+    reference: DiffusionLM,
+    task: str,
+    items: int = 500,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Record:
+    """Run a task on both models and return what each answered.
+
+    Args:
+        quantized: what is under test.
+        reference: the same model in full precision.
+        task: ``"general"``, ``"math"`` or ``"code"`` (or the lm-eval name).
+        items: how many, from the first; of 2,000.
+        seed: which test items, and their masks.
+        batch_size: canvases in one forward pass; by default a token budget. Answers do not depend on it.
+        progress: called with (done, total, label) as each model advances.
+
+    Returns:
+        The record of the cell. ``layer_sqnr`` is measured on canvases of the same task; it does not
+        depend on ``items``.
+
+    Raises:
+        TaskError: an unknown task, more items than there are, or a model without a tokenizer.
+        NonFiniteError: a model gave a NaN or an infinity; names the task and the item.
+    """
+    started = time.perf_counter()
+    spec = tasks.find(task)
+    recipe = dict(quantized.recipe or {})
+    method, scheme = str(recipe.get("method", "none")), str(recipe.get("scheme", "W16A16"))
+    cell = f"{method}/{scheme}/{spec.family}"
+    key = (reference.fingerprint(), spec.name, items, seed, batch_size)
+    if key not in _references:
+        _references[key] = answers(
+            reference, task, items, seed, batch_size, _labelled(progress, f"{cell}: full precision")
+        )
+    expected = _references[key]
+    found = answers(
+        quantized, task, items, seed, batch_size, _labelled(progress, f"{cell}: quantized")
+    )
+    ids, attention_mask = probe(reference, spec.family, seed)
+    return Record(
+        model=reference.name,
+        method=method,
+        scheme=scheme,
+        task=spec.family,
+        seed=seed,
+        item_ids=expected.ids,
+        reference_correct=expected.correct,
+        quantized_correct=found.correct,
+        reference_answers=expected.texts,
+        quantized_answers=found.texts,
+        kinds=expected.kinds,
+        recipe=recipe,
+        recipe_hash=recipe_hash(recipe),
+        provenance=provenance(reference, seed),
+        layer_sqnr=layer_errors(reference, quantized, ids, attention_mask),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def answers(
+    lm: DiffusionLM,
+    task: str,
+    items: int = 500,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Answers:
+    """Run one model on a task through lm-eval; arguments and errors are those of :func:`evaluate`."""
+    spec = tasks.find(task)
+    with _quiet():
+        manager = TaskManager(
+            include_path=str(tasks.FOLDER),
+            include_defaults=False,
+            metadata={"items": items, "seed": seed},
+        )
+        loaded = manager.load(spec.name)
+        metadata: Mapping[str, Any] = loaded["tasks"][spec.name].config.metadata
+        adapter = DiffusionAdapter(
+            lm, int(metadata.get("samples", 1)), seed, batch_size=batch_size, progress=progress
+        )
+        results = lm_eval_evaluate(adapter, loaded, bootstrap_iters=0, confirm_run_unsafe_code=True)
+    samples = sorted(results["samples"][spec.name], key=lambda sample: int(sample["doc_id"]))
+    return Answers(
+        ids=tuple(str(sample["doc"]["id"]) for sample in samples),
+        kinds=tuple(str(sample["doc"]["kind"]) for sample in samples),
+        correct=tuple(bool(sample[spec.metric]) for sample in samples),
+        texts=tuple(_answer(sample) for sample in samples),
+    )
+
+
+def _answer(sample: Mapping[str, Any]) -> str:
+    """Return what the model answered: the chosen text (all of them in a tie), or what it generated."""
+    choices = sample["doc"].get("choices")
+    if choices is None:
+        return str(sample["resps"][0][0])
+    best = winners([value for value, _ in sample["filtered_resps"]])
+    return " | ".join(choices[index] for index in best)
+
+
+def _labelled(progress: Progress | None, label: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else partial(_report, progress, label)
+
+
+def _report(progress: Progress, label: str, done: int, total: int) -> None:
+    progress(done, total, label)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lm-eval's notices and its progress bar (it has no switch) out of a test run's output."""
+    logger = logging.getLogger("lm_eval")
+    level, bar = logger.level, lm_eval.api.task.tqdm
+    logger.setLevel(logging.ERROR)
+    lm_eval.api.task.tqdm = lambda documents, **_: documents
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        lm_eval.api.task.tqdm = bar

@@ -1,0 +1,1 @@
+"""The embedded models' three families as lm-eval tasks."""

@@ -1,0 +1,182 @@
+"""LLaDA's sampler: trajectories worked by hand, and the released loop written out as an oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dllm_qbench.diffusion.samplers import Commit, generate, transfer_counts
+from dllm_qbench.errors import NonFiniteError
+from dllm_qbench.models.lm import DiffusionLM
+from tests.helpers.scripted import MASK, Scripted, confident
+from tests.helpers.tiny import tiny_llada
+
+
+def run(lm: Any, prompt: list[int], *settings: int, **more: Any) -> tuple[list[int], list[Commit]]:
+    trace: list[list[Commit]] = []
+    (row,) = generate(lm, [prompt], *settings, trace=trace, **more)
+    return row, trace[0]
+
+
+def test_most_confident_positions_come_first() -> None:
+    # Prompt [1], four masks, two steps of two. Confidence rises with the logit: 4 and 2, then 3 and 1.
+    table = confident({1: (2, 1.0), 2: (3, 3.0), 3: (1, 2.0), 4: (2, 4.0)}, 5)
+    row, trace = run(Scripted(lambda ids: table), [1], 4, 2, 4)
+    assert trace == [Commit(0, (2, 4), (3, 2)), Commit(1, (1, 3), (2, 1))]
+    assert row == [1, 2, 3, 1, 2]
+
+
+def test_blocks_are_filled_left_to_right_however_confident_the_next_one_is() -> None:
+    table = confident({1: (1, 0.1), 2: (1, 0.2), 3: (2, 9.0), 4: (2, 8.0)}, 5)
+    _, trace = run(Scripted(lambda ids: table), [3], 4, 4, 2)
+    assert [commit.positions for commit in trace] == [(2,), (1,), (3,), (4,)]
+
+
+def test_equal_confidence_goes_to_the_lowest_position_and_equal_logits_to_the_lowest_token() -> (
+    None
+):
+    # All logits are equal everywhere: token 1 is the first after [MASK]; [MASK] (0) is ruled out below.
+    flat = torch.zeros(6, 4)
+    flat[:, MASK] = -1.0
+    row, trace = run(Scripted(lambda ids: flat), [3, 3], 4, 2, 4)
+    assert [commit.positions for commit in trace] == [(2, 3), (4, 5)]
+    assert row == [3, 3, 1, 1, 1, 1]
+
+
+def test_remainder_of_masks_goes_to_the_first_steps() -> None:
+    assert transfer_counts(8, 3) == [3, 3, 2]
+    table = confident({1: (1, 1.0), 2: (1, 2.0), 3: (1, 3.0), 4: (1, 4.0), 5: (1, 5.0)}, 6)
+    _, trace = run(Scripted(lambda ids: table), [2], 5, 3, 5)
+    assert [commit.positions for commit in trace] == [(4, 5), (2, 3), (1,)]
+
+
+def test_more_steps_than_masks_ends_when_nothing_is_left() -> None:
+    lm = Scripted(lambda ids: confident({1: (1, 1.0), 2: (2, 2.0)}, 3))
+    row, trace = run(lm, [3], 2, 5, 2)
+    assert (row, [commit.step for commit in trace], lm.calls) == ([3, 1, 2], [0, 1], 2)
+
+
+def test_each_step_sees_what_the_last_one_wrote() -> None:
+    # Position 1 is sure of token 1 at first; once position 2 holds token 3, position 1 wants token 2.
+    def script(ids: Tensor) -> Tensor:
+        return confident({1: (2 if ids[2] == 3 else 1, 1.0), 2: (3, 2.0)}, 3)
+
+    row, _ = run(Scripted(script), [1], 2, 2, 2)
+    assert row == [1, 2, 3]
+
+
+def test_a_committed_mask_token_stays_open() -> None:
+    # Position 2 most wants [MASK] itself: it is picked first and again, as in the released code.
+    table = confident({1: (1, 1.0), 2: (MASK, 5.0)}, 3)
+    row, trace = run(Scripted(lambda ids: table), [3], 2, 2, 2)
+    assert [commit.positions for commit in trace] == [(2,), (2,)]
+    assert row == [3, MASK, MASK]
+
+
+def test_confidences_that_bf16_cannot_tell_apart_are_told_apart() -> None:
+    # softmax 0.99999 and 0.99998: equal in bf16, where position 1 would win the tie.
+    table = confident({1: (1, 11.9), 2: (1, 12.6)}, 3)
+    probabilities = table.softmax(-1)[1:, 1]
+    assert probabilities[0].bfloat16() == probabilities[1].bfloat16()
+    _, trace = run(Scripted(lambda ids: table), [1], 2, 2, 2)
+    assert trace[0].positions == (2,)
+
+
+def released_loop(
+    lm: DiffusionLM, prompt: list[int], gen: int, steps: int, block: int
+) -> list[int]:
+    """``generate.py`` of LLaDA at temperature 0, one prompt, with the ties pinned."""
+    x = torch.tensor([*prompt, *[lm.mask_id] * gen])
+    for start in range(len(prompt), len(prompt) + gen, block):
+        in_block = steps // (gen // block)
+        for step in range(in_block):
+            count = block // in_block + (step < block % in_block)
+            p = lm.logits(x).double().softmax(-1)
+            best = p.argmax(-1)
+            confidence = {
+                position: float(p[position, best[position]])
+                for position in range(start, start + block)
+                if x[position] == lm.mask_id
+            }
+            for position in sorted(confidence, key=lambda at: (-confidence[at], at))[:count]:
+                x[position] = best[position]
+    return [int(token) for token in x]
+
+
+@pytest.mark.parametrize(
+    ("gen", "steps", "block"), [(8, 8, 8), (8, 4, 4), (8, 2, 8), (6, 4, 3), (9, 3, 3), (12, 9, 4)]
+)
+def test_agrees_with_the_released_loop(gen: int, steps: int, block: int) -> None:
+    lm = tiny_llada(1)
+    for prompt in ([5, 9, 11], [40, 41, 42, 43, 44, 45, 46], [7]):
+        assert run(lm, prompt, gen, steps, block)[0] == released_loop(lm, prompt, gen, steps, block)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_rows_do_not_depend_on_their_batch(temperature: float) -> None:
+    lm = tiny_llada(2)
+    prompts = [[4 + (7 * row + i) % 60 for i in range(3 + row % 4)] for row in range(20)]
+    seeds = [100 + row for row in range(20)]
+    whole = generate(lm, prompts, 8, 4, 4, temperature, seeds)
+    for batch_size in (1, 3, 64):
+        found = generate(lm, prompts, 8, 4, 4, temperature, seeds, batch_size=batch_size)
+        assert found == whole
+    back = generate(lm, prompts[::-1], 8, 4, 4, temperature, seeds[::-1])
+    assert back[::-1] == whole
+
+
+def test_temperature_follows_the_softmax() -> None:
+    # One position, p(1) : p(2) = e : 1 at temperature 1, so token 1 in 73.1 % of draws; 4 sigma is 4 %.
+    table = torch.tensor([[0.0] * 3, [-50.0, 1.0, 0.0]])
+    lm = Scripted(lambda ids: table, vocabulary=3)
+    rows = generate(lm, [[1]] * 2000, 1, 1, 1, temperature=1.0, seeds=list(range(2000)))  # type: ignore[arg-type]
+    share = sum(row[1] == 1 for row in rows) / len(rows)
+    assert share == pytest.approx(0.731, abs=0.04)
+
+
+def test_same_seed_same_text_another_seed_another_text() -> None:
+    lm = tiny_llada(3)
+    first, again, other = (generate(lm, [[9, 9]], 8, 4, 4, 1.0, [s])[0] for s in (1, 1, 2))
+    assert first == again != other
+
+
+def test_nan_logits_name_the_prompt_and_the_step() -> None:
+    def script(ids: Tensor) -> Tensor:
+        table = confident({1: (1, 1.0), 2: (2, 2.0)}, 3)
+        if ids[0] == 2 and ids[2] == 2:
+            table[1, 0] = torch.nan
+        return table
+
+    lm: Any = Scripted(script)
+    with pytest.raises(
+        NonFiniteError, match=r"item two: the logits hold a NaN.* at denoising step 1"
+    ):
+        generate(lm, [[1], [2]], 2, 2, 2, labels=["item one", "item two"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((8, 4, 3), r"block_length 3 must divide gen_length 8"),
+        ((8, 3, 4), r"steps 3 must be a multiple of the number of blocks, 2"),
+        ((0, 1, 1), r"gen_length must be at least 1, found 0"),
+        ((8, 0, 4), r"steps must be at least 1, found 0"),
+        ((8, 8, -8), r"block_length must be at least 1, found -8"),
+        ((64, 64, 64), r"canvas 0 has 65 tokens; tiny takes 1..64"),
+    ],
+)
+def test_settings_that_do_not_fit_are_explained(
+    settings: tuple[int, int, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(tiny_llada(), [[5]], *settings)
+
+
+def test_negative_temperature_and_missing_seeds_are_errors() -> None:
+    with pytest.raises(ValueError, match="temperature must be 0 or more"):
+        generate(tiny_llada(), [[5]], 4, 4, 4, temperature=-1.0)
+    with pytest.raises(ValueError, match="seeds: one for each of 2 prompts, found 1"):
+        generate(tiny_llada(), [[5], [6]], 4, 4, 4, temperature=1.0, seeds=[1])
