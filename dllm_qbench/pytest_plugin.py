@@ -1,0 +1,161 @@
+"""The pytest plugin: options, markers, fixtures, and what the run reports. Thin: torch comes later.
+
+A cell is measured and judged inside its test. What came of it travels in the test's
+``user_properties``, so that it survives pytest-xdist and reaches JUnit files. Only the process that
+collects the reports writes: the record file, and with ``--qbench-update`` the baselines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from dllm_qbench import terminal
+from dllm_qbench.errors import QBenchError
+from dllm_qbench.pytest_session import PROPERTY, Run
+
+if TYPE_CHECKING:
+    from dllm_qbench.models.lm import DiffusionLM
+    from dllm_qbench.outcomes import Outcome
+    from dllm_qbench.quant.calibration import Calibration
+    from dllm_qbench.verdict.judge import Verdict
+
+MARKERS: Final = {
+    "quick": "the regression matrix on the embedded model: minutes on two cores",
+    "full": "the regression matrix on real checkpoints: needs a GPU",
+    "bench": "timings, asserted as ratios within one process",
+    "faults": "planted faults that the suite has to catch",
+    "scale": "several processes or machines",
+}
+Quantizer = Callable[..., "DiffusionLM"]
+Cell = Callable[["DiffusionLM", str], "Verdict"]
+
+
+_RUN: Final = pytest.StashKey[Run]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The group ``qbench``; all but the update flags have a twin in the configuration file."""
+    group = parser.getgroup("qbench", "quantization fidelity (dllm-qbench)")
+
+    def option(name: str, text: str, default: str | None, metavar: str) -> None:
+        shown = f" (default: {default})" if default else ""
+        group.addoption(f"--qbench-{name}", metavar=metavar, help=text + shown)
+        parser.addini(f"qbench_{name}", text, default=default or "")
+
+    option("model", "shipped model or checkpoint folder", "llada-embedded", "NAME")
+    option("items", "items a cell", "500", "N")
+    option("baselines", "folder of the baselines, from the root folder", "baselines", "DIR")
+    option("records", "write every cell's record and verdict to this JSON Lines file", None, "PATH")
+    text = "fail on any verdict but 'equivalent' (changed, inconclusive)"
+    group.addoption("--qbench-strict", action="store_true", help=text)
+    parser.addini("qbench_strict", text, type="bool", default=False)
+    group.addoption(
+        "--qbench-update",
+        action="store_true",
+        help="write the baselines of the cells that run, and fail so that the change is reviewed; "
+        "refused under CI=true",
+    )
+    group.addoption(
+        "--qbench-update-pass",
+        action="store_true",
+        help="write the baselines of the cells that run, and pass",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers and check the options before anything is collected."""
+    for name, text in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {text}")
+    config.stash[_RUN] = Run(config)
+    config.pluginmanager.register(config.stash[_RUN], "qbench-run")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Versions, model, items, baselines."""
+    settings = config.stash[_RUN].settings
+    shown = settings.baselines
+    if shown.is_relative_to(config.rootpath):
+        shown = shown.relative_to(config.rootpath)
+    return terminal.header(settings.model, settings.items, str(shown))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """The table, when cells ran."""
+    run = config.stash[_RUN]
+    terminal.write_summary(terminalreporter, list(run.outcomes.values()), run.notes())
+
+
+@pytest.fixture(scope="session")
+def qbench_run(request: pytest.FixtureRequest) -> Run:
+    """The session's state."""
+    return request.config.stash[_RUN]
+
+
+@pytest.fixture(scope="session")
+def qbench_lm(qbench_run: Run) -> DiffusionLM:
+    """The full-precision model that ``--qbench-model`` names."""
+    return qbench_run.runner.lm
+
+
+@pytest.fixture(scope="session")
+def qbench_calibration(qbench_run: Run) -> Calibration:
+    """The calibration data that every method gets."""
+    return qbench_run.runner.calibration
+
+
+def _quantizer(method: str) -> Callable[[Run], Quantizer]:
+    def fixture(qbench_run: Run) -> Quantizer:
+        def quantizer(scheme: Any, **parameters: Any) -> DiffusionLM:
+            return qbench_run.runner.quantized(method, scheme, **parameters)
+
+        return quantizer
+
+    fixture.__doc__ = f"``{method}(scheme)`` quantizes the session's model; each scheme once."
+    return pytest.fixture(scope="session", name=method)(fixture)
+
+
+rtn = _quantizer("rtn")
+gptq = _quantizer("gptq")
+smoothquant = _quantizer("smoothquant")
+
+
+@pytest.fixture
+def qbench_cell(request: pytest.FixtureRequest, qbench_run: Run) -> Cell:
+    """``qbench_cell(quantized, task)`` measures and judges one cell and returns its verdict.
+
+    The test fails with the verdict's message where the cell does; ``quantized`` comes from
+    ``quantize`` or is a model of your own whose ``recipe`` names its method and scheme.
+    """
+
+    def publish(outcome: Outcome) -> None:
+        request.node.user_properties.append((PROPERTY, outcome.to_json()))
+        qbench_run.collect(request.node.nodeid, outcome)
+
+    def cell(quantized: DiffusionLM, task: str) -> Verdict:
+        from dllm_qbench.outcomes import Outcome
+
+        recipe = quantized.recipe
+        if recipe is None:
+            raise QBenchError(f"qbench_cell: {quantized.name} has no recipe, it is not quantized")
+        name = f"{recipe['method']}/{recipe['scheme']}/{task}"
+        progress = terminal.ProgressLine(request.config)
+        record = None
+        try:
+            record = qbench_run.runner.measure(quantized, task, progress)
+            judged = qbench_run.judge(record)
+        except Exception as error:
+            publish(Outcome.of_error(name, quantized.name, error, record))
+            raise
+        finally:
+            progress.close()
+        publish(judged.outcome)
+        if judged.wrong:
+            pytest.fail(judged.wrong, pytrace=False)
+        return judged.verdict
+
+    return cell

@@ -1,0 +1,228 @@
+"""``judge(record, baseline)``: does the cell still behave as its baseline says? No torch.
+
+What is looked at, in this order of weight:
+
+1. the drop against full precision, paired item by item, against the cell's band;
+2. the answers against the baseline's own quantized answers, by an exact one-sided McNemar test;
+3. the per-module SQNR against the stored profile, in both directions;
+4. full precision's answers against the stored ones: a change there is not the quantizer's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dllm_qbench.baselines import (
+    Baselines,
+    CellBaseline,
+    baseline_path,
+    read_baselines,
+    update_command,
+)
+from dllm_qbench.bitsets import item_checks
+from dllm_qbench.errors import BaselineError
+from dllm_qbench.records import Record
+from dllm_qbench.verdict.bands import Band
+from dllm_qbench.verdict.findings import (
+    SEVERITY,
+    Finding,
+    Status,
+    judge_answers,
+    judge_drop,
+    judge_layers,
+    judge_origin,
+    judge_reference,
+)
+from dllm_qbench.verdict.layers import LayerComparison, compare_layers
+from dllm_qbench.verdict.statistics import (
+    Pairs,
+    drop_interval,
+    items_needed,
+    mcnemar_worse,
+    minimum_detectable_effect,
+    relative_drop,
+)
+
+FAILING: Final[frozenset[Status]] = frozenset({"improved", "degraded", "infra"})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one cell. Drops are relative, in percent; ``interval`` is the 90 % interval.
+
+    Attributes:
+        status: ``equivalent`` as the band says; ``changed`` inside the band but other answers,
+            recipe or checkpoint than stored; ``inconclusive`` too few items to tell; ``improved``
+            better than the band allows (it is stale); ``degraded``; ``infra`` could not be measured.
+        findings: why, the worst first.
+        common: items that could be compared with the baseline's own answers.
+        lost, gained: right in the baseline and wrong now, and the reverse (quantized answers).
+        p_value: of ``lost`` against ``gained``, one-sided exact McNemar.
+        reference_lost, reference_gained: the same for full precision.
+        minimum_effect: percent from the band's limit that this many items settle (power 0.8).
+        items_needed: items that would settle it; only when ``inconclusive``.
+        kinds: per kind of item: its name, items, right in full precision, right when quantized.
+    """
+
+    status: Status
+    cell: str
+    model: str
+    band: Band
+    items: int
+    baseline_items: int
+    common: int
+    reference_accuracy: float
+    quantized_accuracy: float
+    drop: float | None
+    interval: tuple[float, float] | None
+    lost: int
+    gained: int
+    p_value: float
+    reference_lost: int
+    reference_gained: int
+    findings: tuple[Finding, ...]
+    minimum_effect: float | None = None
+    items_needed: int | None = None
+    layers: LayerComparison | None = None
+    kinds: tuple[tuple[str, int, int, int], ...] = ()
+    baseline: str = "baseline"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The findings' texts, the worst first."""
+        return tuple(finding.text for finding in self.findings)
+
+    def fails(self, strict: bool = False) -> bool:
+        """Whether a run has to fail; ``strict`` accepts nothing but ``equivalent``."""
+        return self.status != "equivalent" if strict else self.status in FAILING
+
+    @property
+    def message(self) -> str:
+        """What was expected, what was seen, on how many items, where: fits one screen."""
+        from dllm_qbench.verdict.message import render
+
+        return render(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for record files."""
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return data | {"band": self.band.to_dict()}
+
+
+def judge(record: Record, baseline: CellBaseline | Baselines | str | Path) -> Verdict:
+    """Judge a record against a cell's baseline, a model's baselines, or a file or folder of them.
+
+    Raises ``BaselineError`` when the baseline cannot be read, lacks the cell, or was measured on
+    other items, so that a comparison would mean nothing.
+    """
+    stored = _find(record, baseline)
+    common = _common_items(record, stored)
+    now = record.first(common)
+    before = stored.quantized_correct[:common]
+    quantized = Pairs.count(before, now.quantized_correct)
+    reference = Pairs.count(stored.reference_correct[:common], now.reference_correct)
+    pairs = Pairs.count(record.reference_correct, record.quantized_correct)
+    measurable = pairs.before > 0
+    drop = relative_drop(pairs) if measurable else None
+    interval = drop_interval(pairs) if measurable else None
+    layers = compare_layers(stored.layer_sqnr, record.layer_sqnr, stored.sqnr_tolerance_db)
+    p_value = mcnemar_worse(quantized.lost, quantized.gained)
+
+    findings: list[Finding] = []
+    if drop is None or interval is None:
+        text = f"full precision answers none of {record.items} items correctly: no drop to measure"
+        findings.append(Finding("infra", text))
+    else:
+        findings.append(judge_drop(stored.band, drop, interval))
+    findings += judge_answers(quantized, p_value, common)
+    findings += judge_layers(layers, stored, record)
+    findings += judge_reference(reference, common)
+    findings += judge_origin(record, stored)
+    findings.sort(key=lambda finding: -SEVERITY.index(finding.status))
+    status = findings[0].status
+    undecided = drop is not None and interval is not None and status == "inconclusive"
+    return Verdict(
+        status=status,
+        cell=record.cell,
+        model=record.model,
+        band=stored.band,
+        items=record.items,
+        baseline_items=stored.items,
+        common=common,
+        reference_accuracy=record.reference_accuracy,
+        quantized_accuracy=record.quantized_accuracy,
+        drop=drop,
+        interval=interval,
+        lost=quantized.lost,
+        gained=quantized.gained,
+        p_value=p_value,
+        reference_lost=reference.lost,
+        reference_gained=reference.gained,
+        findings=tuple(findings),
+        minimum_effect=minimum_detectable_effect(interval) if interval else None,
+        items_needed=_needed(record.items, stored.band, drop, interval) if undecided else None,
+        layers=layers,
+        kinds=_kinds(record),
+        baseline=stored.source,
+    )
+
+
+def _find(record: Record, baseline: CellBaseline | Baselines | str | Path) -> CellBaseline:
+    if isinstance(baseline, str | Path):
+        path = Path(baseline)
+        baseline = read_baselines(baseline_path(path, record.model) if path.is_dir() else path)
+    stored = baseline.cell(record.cell) if isinstance(baseline, Baselines) else baseline
+    if stored.model != record.model:
+        raise BaselineError(
+            f"{stored.source}: belongs to model {stored.model!r}, the record to {record.model!r}"
+        )
+    if stored.cell != record.cell:
+        raise BaselineError(
+            f"{stored.source}: is cell {stored.cell!r}, the record is {record.cell!r}"
+        )
+    return stored
+
+
+def _common_items(record: Record, stored: CellBaseline) -> int:
+    """Number of leading items that both have; they must be the same items."""
+    again = f"record it again with: {update_command(record.cell)}"
+    if record.seed != stored.items_seed:
+        raise BaselineError(
+            f"{stored.source}.items_seed is {stored.items_seed}, the record's items were drawn with "
+            f"seed {record.seed}: other items cannot be compared; evaluate with "
+            f"seed={stored.items_seed}, or {again}"
+        )
+    common = min(record.items, stored.items)
+    checks = item_checks(record.item_ids[:common])
+    for index, (seen, wanted) in enumerate(zip(checks, stored.item_checks[:common], strict=True)):
+        if seen != wanted:
+            raise BaselineError(
+                f"{stored.source}.item_checks: item {index + 1} of {common} is another one than the "
+                f"record's {record.item_ids[index]!r}: the items changed since the baseline was "
+                f"measured; {again}"
+            )
+    return common
+
+
+def _needed(
+    items: int, band: Band, drop: float | None, interval: tuple[float, float] | None
+) -> int | None:
+    limit = band.max_drop if band.kind == "near-lossless" else band.min_drop
+    if limit is None or drop is None or interval is None:
+        return None
+    return items_needed(items, interval, drop, limit)
+
+
+def _kinds(record: Record) -> tuple[tuple[str, int, int, int], ...]:
+    """Per kind, in the order of first appearance."""
+    table: dict[str, list[int]] = {}
+    triples = zip(record.kinds, record.reference_correct, record.quantized_correct, strict=False)
+    for kind, reference, quantized in triples:
+        row = table.setdefault(kind, [0, 0, 0])
+        row[0] += 1
+        row[1] += reference
+        row[2] += quantized
+    return tuple((kind, row[0], row[1], row[2]) for kind, row in table.items())

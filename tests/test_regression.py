@@ -1,0 +1,36 @@
+"""The regression matrix: every cell against its stored baseline.
+
+pytest -m quick                      all cells
+pytest -m quick -k gptq-W4A16-g64    one method and scheme
+pytest -m quick --qbench-update      measure again, write the baselines, fail for the review
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from dllm_qbench.pytest_plugin import Cell
+
+TASKS = ("general", "math", "code")
+WEIGHT_ONLY = ("W4A16-g64", "W3A16-g64")
+WEIGHTS_AND_ACTIVATIONS = ("W8A8", "W4A4")
+QUANTIZERS = (
+    *(("rtn", scheme) for scheme in WEIGHT_ONLY),
+    *(("gptq", scheme) for scheme in WEIGHT_ONLY),
+    *(("rtn", scheme) for scheme in WEIGHTS_AND_ACTIVATIONS),
+    *(("smoothquant", scheme) for scheme in WEIGHTS_AND_ACTIVATIONS),
+)
+CELLS = [
+    pytest.param(method, scheme, task, id=f"{method}-{scheme}-{task}")
+    for method, scheme in QUANTIZERS
+    for task in TASKS
+]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("method", "scheme", "task"), CELLS)
+def test_cell_is_as_its_baseline_says(
+    method: str, scheme: str, task: str, qbench_cell: Cell, request: pytest.FixtureRequest
+) -> None:
+    quantize = request.getfixturevalue(method)
+    qbench_cell(quantize(scheme), task)

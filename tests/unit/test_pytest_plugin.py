@@ -1,0 +1,304 @@
+"""The plugin from the outside: small pytest runs on cells that a fake runner measures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dllm_qbench.verdict.message  # noqa: F401  scipy before a run inside the run: it loads once
+from dllm_qbench.baselines import write_cell
+from dllm_qbench.outcomes import read_records
+from tests.helpers.fake_cells import DEFAULT
+from tests.helpers.records import make_record
+
+MODULE = "dllm_qbench.pytest_plugin"
+CONFTEST = """
+import sys
+from tests.helpers import fake_cells
+sys.modules["dllm_qbench.engine.cells"] = fake_cells
+"""
+TESTS = """
+import pytest
+
+@pytest.mark.quick
+@pytest.mark.parametrize("task", ["general", "math", "code"])
+def test_cell(gptq, qbench_cell, task):
+    assert qbench_cell(gptq("W4A16-g64"), task).cell == f"gptq/W4A16-g64/{task}"
+"""
+ONE = "gptq/W4A16-g64/math"
+
+
+class Suite:
+    """A folder with three cells, and ways to run it."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+        self.baseline = pytester.path / "baselines" / "llada-embedded.json"
+        pytester.makeconftest(CONFTEST)
+        pytester.makepyfile(test_cells=TESTS)
+
+    def plan(self, **counts: Any) -> None:
+        """What the tasks of the three cells measure from now on."""
+        cells = {f"gptq/W4A16-g64/{task}": value for task, value in counts.items()}
+        (self.pytester.path / "cells.json").write_text(json.dumps(cells))
+
+    def run(self, *arguments: str) -> pytest.RunResult:
+        installed = any(point.value == MODULE for point in entry_points(group="pytest11"))
+        plugin = [] if installed else ["-p", MODULE]
+        quiet = ["-p", "no:cacheprovider"]
+        return self.pytester.runpytest_inprocess(*plugin, *quiet, *arguments, no_reraise_ctrlc=True)
+
+    def stored(self) -> Any:
+        return json.loads(self.baseline.read_text())["cells"]
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """Three cells without baselines."""
+    monkeypatch.delenv("CI", raising=False)
+    return Suite(pytester)
+
+
+@pytest.fixture
+def recorded(suite: Suite) -> Suite:
+    """Three cells with baselines."""
+    for task in ("general", "math", "code"):
+        record = make_record(counts=DEFAULT, cell=f"gptq/W4A16-g64/{task}", model="llada-embedded")
+        write_cell(suite.baseline, record)
+    return suite
+
+
+def test_plugin_is_light_to_load() -> None:
+    code = (
+        f"import sys, {MODULE}; heavy = ('torch', 'transformers', 'lm_eval', 'scipy', 'jsonschema');"
+        "print(*(name for name in heavy if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_run_without_cells_has_a_header_and_no_table(suite: Suite) -> None:
+    suite.pytester.makepyfile(test_cells="def test_nothing(): pass")
+    result = suite.run()
+    result.stdout.fnmatch_lines(
+        ["qbench: dllm-qbench *torch *", "qbench: model llada-embedded, 500 items a cell, *"]
+    )
+    result.stdout.no_fnmatch_line("*quantization fidelity*")
+
+
+def test_options_have_twins_in_the_configuration_file(suite: Suite) -> None:
+    suite.pytester.makepyfile(test_cells="def test_nothing(): pass")
+    suite.pytester.makeini("[pytest]\nqbench_items = 40\nqbench_model = mine\nqbench_baselines = b")
+    suite.run().stdout.fnmatch_lines(["qbench: model mine, 40 items a cell, baselines b"])
+    given = suite.run("--qbench-items=7", "--qbench-model=yours")
+    given.stdout.fnmatch_lines(["qbench: model yours, 7 items a cell, baselines b"])
+
+
+def test_markers_are_registered(suite: Suite) -> None:
+    result = suite.run("--markers")
+    for name in ("quick", "full", "bench", "faults", "scale"):
+        result.stdout.fnmatch_lines([f"@pytest.mark.{name}:*"])
+
+
+@pytest.mark.parametrize("items", ["0", "-3", "many", "1.5"])
+def test_bad_number_of_items_is_a_usage_error(suite: Suite, items: str) -> None:
+    result = suite.run(f"--qbench-items={items}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*--qbench-items is '{items}'*"])
+
+
+def test_table_has_every_cell_within_100_columns_worst_first(recorded: Suite) -> None:
+    recorded.plan(math=(400, 500, 0, 100), code=(805, 95, 0, 100))
+    result = recorded.run()
+    result.assert_outcomes(passed=2, failed=1)
+    lines = [str(line) for line in result.outlines]
+    start = next(n for n, line in enumerate(lines) if "quantization fidelity" in line)
+    rows = [line.split() for line in lines[start + 3 : start + 6]]
+    assert [(row[0].split("/")[2], row[-1]) for row in rows] == [
+        ("math", "degraded"),
+        ("code", "changed"),
+        ("general", "equivalent"),
+    ]
+    assert rows[0][1:4] == ["90.0", "40.0", "55.6"]
+    assert max(len(line) for line in lines[start : start + 8]) <= 100
+
+
+def test_failing_cell_prints_the_verdict_and_no_traceback(recorded: Suite) -> None:
+    recorded.plan(math=(400, 500, 0, 100))
+    result = recorded.run()
+    result.stdout.fnmatch_lines(
+        [
+            f"{ONE} on llada-embedded: degraded",
+            "  expected  graceful: a drop of *",
+            "  seen      a drop of 55.6 % [[]*",
+            "  items     1000, the same items and masks for both",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*pytest_plugin.py*")
+
+
+def test_strict_fails_on_changed_answers(recorded: Suite) -> None:
+    recorded.plan(math=(805, 95, 0, 100))
+    assert recorded.run().ret == 0
+    recorded.run("--qbench-strict").assert_outcomes(passed=2, failed=1)
+
+
+def test_missing_baseline_says_how_to_record_and_keeps_what_was_measured(suite: Suite) -> None:
+    result = suite.run("--qbench-records=r.jsonl", "-k", "math")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*no such file; *pytest --qbench-update*"])
+    result.stdout.fnmatch_lines([f"{ONE} *90.0 *81.0 *not judged"])
+    assert [record.cell for record in read_records(suite.pytester.path / "r.jsonl")] == [ONE]
+
+
+def test_cell_that_cannot_be_measured_is_infra_and_no_accuracy(recorded: Suite) -> None:
+    recorded.plan(math="NaN in model.layers.0")
+    result = recorded.run("--qbench-records=r.jsonl")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines([f"{ONE} * - * - * infra"])
+    lines = (recorded.pytester.path / "r.jsonl").read_text().splitlines()
+    assert json.loads(lines[1])["error"] == "NonFiniteError: NaN in model.layers.0"
+    assert len(read_records(recorded.pytester.path / "r.jsonl")) == 2
+
+
+def test_interrupted_run_keeps_the_finished_cells(recorded: Suite) -> None:
+    recorded.plan(code=None)
+    result = recorded.run("--qbench-records=r.jsonl")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert len(read_records(recorded.pytester.path / "r.jsonl")) == 2
+    result.stdout.fnmatch_lines(["*quantization fidelity*"])
+
+
+def test_records_reach_junit_files(recorded: Suite) -> None:
+    recorded.run("--junitxml=junit.xml")
+    text = (recorded.pytester.path / "junit.xml").read_text()
+    assert text.count('<property name="qbench"') == 3
+
+
+def test_xdist_gives_the_same_table_records_and_baselines(recorded: Suite) -> None:
+    pytest.importorskip("xdist")
+    recorded.plan(math=(805, 95, 0, 100))
+    before = recorded.stored()
+    result = recorded.run("-n2", "--qbench-update", "--qbench-records=r.jsonl")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines([f"{ONE} *10.6*written"])
+    assert len(read_records(recorded.pytester.path / "r.jsonl")) == 3
+    after = recorded.stored()
+    assert after.pop(ONE)["quantized_accuracy"] == 0.805
+    assert before.pop(ONE)["quantized_accuracy"] == 0.81
+    assert after == before
+
+
+def test_update_writes_and_fails_then_passes_once_reviewed(suite: Suite) -> None:
+    result = suite.run("--qbench-update")
+    result.assert_outcomes(failed=3)
+    assert len(suite.stored()) == 3
+    result.stdout.fnmatch_lines(
+        [
+            "*baseline written to *llada-embedded.json (band graceful *review the change*",
+            f"{ONE} *written",
+            "3 baselines written to *",
+        ]
+    )
+    assert suite.run().ret == 0
+
+
+def test_update_of_unchanged_cells_changes_nothing_and_passes(recorded: Suite) -> None:
+    before = recorded.baseline.read_bytes()
+    assert recorded.run("--qbench-update").ret == 0
+    assert recorded.baseline.read_bytes() == before
+
+
+def test_update_of_one_cell_leaves_the_others(recorded: Suite) -> None:
+    before = recorded.stored()
+    recorded.plan(math=(805, 95, 0, 100), code=(400, 500, 0, 100))
+    recorded.run("--qbench-update", "-k", "math").assert_outcomes(failed=1, deselected=2)
+    after = recorded.stored()
+    assert after.pop(ONE) != before.pop(ONE)
+    assert after == before
+
+
+def test_update_outside_the_kept_band_fails_even_where_updates_pass(recorded: Suite) -> None:
+    recorded.plan(math=(400, 500, 0, 100))
+    result = recorded.run("--qbench-update-pass")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*but the band it keeps does not allow this: edit it*"])
+    assert recorded.stored()[ONE]["quantized_accuracy"] == 0.4
+
+
+@pytest.mark.parametrize("value", ["true", "1", "True"])
+def test_update_is_refused_in_ci_without_the_second_flag(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("CI", value)
+    result = suite.run("--qbench-update")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--qbench-update is refused under CI=true*"])
+    assert not suite.baseline.exists()
+    assert suite.run("--qbench-update", "--qbench-update-pass").ret == 0
+    assert suite.baseline.exists()
+
+
+def test_broken_baseline_fails_every_cell_and_names_the_field(recorded: Suite) -> None:
+    data = json.loads(recorded.baseline.read_text())
+    del data["cells"][ONE]["band"]
+    recorded.baseline.write_text(json.dumps(data))
+    result = recorded.run()
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines([f"*field cells?'{ONE}'?.band is missing*"])
+
+
+@pytest.mark.parametrize(("flags", "shown"), [([], True), (["-q"], True), (["-qq"], False)])
+def test_quiet_runs_say_less(recorded: Suite, flags: list[str], shown: bool) -> None:
+    text = str(recorded.run(*flags).stdout)
+    assert ("quantization fidelity" in text) == shown
+    assert ("Drops are relative" in text) == (not flags)
+
+
+def test_colour_follows_pytest(recorded: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    green = "\x1b[32mgptq/W4A16-g64"
+    assert green in str(recorded.run("--color=yes").stdout)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert green not in str(recorded.run().stdout)
+
+
+def test_logs_hold_no_progress_unless_asked(
+    recorded: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dllm_qbench.terminal.FIRST_AFTER_S", 0.0)
+    assert " 50 %, 1 of 2" not in str(recorded.run().stdout)
+    assert f"  {ONE}:  50 %, 1 of 2, 0 s" in str(recorded.run("-v").stdout)
+
+
+def test_full_precision_is_no_cell(suite: Suite) -> None:
+    suite.pytester.makepyfile(
+        test_cells="def test_lm(qbench_lm, qbench_cell): qbench_cell(qbench_lm, 'math')"
+    )
+    result = suite.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*has no recipe, it is not quantized*"])
+
+
+def test_user_quantizer_is_a_cell_like_any_other(suite: Suite) -> None:
+    suite.pytester.makepyfile(
+        test_cells="""
+        from types import SimpleNamespace
+
+        def test_mine(qbench_cell):
+            mine = SimpleNamespace(name="m", recipe={"method": "mine", "scheme": "W5A16"})
+            qbench_cell(mine, "math")
+        """
+    )
+    assert suite.run("--qbench-update-pass").ret == 0
+    assert "mine/W5A16/math" in (suite.pytester.path / "baselines" / "m.json").read_text()
+
+
+def test_record_path_that_is_a_folder_is_a_usage_error(suite: Suite, tmp_path: Path) -> None:
+    result = suite.run(f"--qbench-records={tmp_path}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
