@@ -67,6 +67,12 @@ class Grid:
         size = codes.shape[-1]
         return (codes - self._spread(self.zero, size)) * self._spread(self.scale, size)
 
+    def nearest(self, x: Tensor) -> Tensor:
+        """Return the level nearest to every value, in the data type of ``x``."""
+        # An asymmetric grid may end half a step beyond its range: not beyond the data type's.
+        limits = torch.finfo(x.dtype)
+        return self.values(self.codes(x)).clamp_(limits.min, limits.max).to(x.dtype)
+
     def rows(self, rows: slice) -> Grid:
         """Return the grid of some of the rows of a two-dimensional tensor."""
         return replace(self, scale=self.scale[rows], zero=self.zero[rows])
@@ -144,8 +150,7 @@ def quantize_dequantize(
     _check(x, bits, group_size)
     if bits == UNTOUCHED or x.numel() == 0:
         return x.detach().clone()
-    grid = find_grid(x, bits, symmetric, group_size)
-    return grid.values(grid.codes(x.detach())).to(x.dtype)
+    return find_grid(x, bits, symmetric, group_size).nearest(x.detach())
 
 
 def require_finite(x: Tensor, what: str) -> None:

@@ -14,7 +14,8 @@ What published code leaves open, settled here:
   boundaries stay where the scheme says;
 - **dead columns** (an input that was 0 on all calibration tokens) are rounded to nearest. Setting
   them to 0, as the released code does, would break the layer on the first token that uses them;
-- **damping** adds ``damp`` times the mean of H's diagonal over live columns. Where H is still not
+- **damping** adds ``damp`` times the mean of H's diagonal over live columns. (Massive activations set
+  that mean: in such layers the other columns round nearly to nearest.) Where H is still not
   positive definite, the damping grows tenfold until it is, with a warning;
 - everything is computed in float64, H included.
 """

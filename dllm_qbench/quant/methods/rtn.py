@@ -26,7 +26,7 @@ def round_weight(weight: Tensor, scheme: Scheme, symmetric: bool) -> tuple[Tenso
     if not scheme.quantizes_weights:
         return weight, None
     grid = find_grid(weight, scheme.weight_bits, symmetric, scheme.group)
-    return grid.values(grid.codes(weight)).to(weight.dtype), grid
+    return grid.nearest(weight), grid
 
 
 def quantize_model(model: nn.Module, scheme: Scheme) -> None:
