@@ -32,7 +32,21 @@ _HOMES = {
     "load": "dllm_qbench.models.loading",
     "quantize": "dllm_qbench.quant.quantize",
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "Band",
+    "Calibration",
+    "DiffusionLM",
+    "QBenchError",
+    "Record",
+    "Scheme",
+    "Verdict",
+    "__version__",
+    "calibration",
+    "evaluate",
+    "judge",
+    "load",
+    "quantize",
+]
 
 if TYPE_CHECKING:
     from dllm_qbench.errors import QBenchError

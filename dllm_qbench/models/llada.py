@@ -291,7 +291,6 @@ def official_names(config: LladaConfig) -> dict[str, str]:
     return names
 
 
-
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the linears inside the blocks by name, in forward order: what a scheme quantizes."""
     order = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",

@@ -91,11 +91,14 @@ def test_math_answers_follow_from_the_story() -> None:
 
 def test_code_answers_compute_the_described_program() -> None:
     for item in items.test_items("code"):
-        told = item.prompt.removeprefix("write code for ").removesuffix(" ?").split()
+        told = item.prompt.removeprefix("write code for ").removesuffix(" ?")
         steps: list[tuple[str, int]] = []
-        for index in range(0, len(told), 3):
-            step = (told[index], int(told[index + 1]))
-            steps = [step, *steps] if index and told[index - 1] == "first" else [*steps, step]
+        for link, name, first, _, second in re.findall(
+            r"(then |first |)([a-z]+) (\d+)( and (\d+))?", told
+        ):
+            step = (name, int(first) + int(second or 0))
+            steps = [step, *steps] if link == "first " else [*steps, step]
+        assert len(steps) == (2 if item.kind == "two-op" else 3)
         for x, expected in item.tests:
             value = x
             for name, n in steps:
@@ -104,6 +107,10 @@ def test_code_answers_compute_the_described_program() -> None:
                     "mod": value % n, "atmost": min(value, n), "atleast": max(value, n),
                 }[name]  # fmt: skip
             assert value == expected
+
+
+def test_no_constant_passes_a_code_item() -> None:
+    assert all(len({output for _, output in item.tests}) >= 5 for item in items.test_items("code"))
 
 
 def test_slips_are_wrong_in_one_place_only_when_asked() -> None:
@@ -129,7 +136,7 @@ def _holds(step: str) -> bool:
 def test_every_text_fits_the_vocabulary_and_the_canvas() -> None:
     rng = random.Random(3)
     tokenizer = vocabulary.tokenizer()
-    lengths = {"general": 11, "math": 30, "code": 28}
+    lengths = {"general": 11, "math": 30, "code": 32}
     for family in items.FAMILIES:
         for _ in range(300):
             prompt, answer = corpus.text(family, rng, corpus.Noise())

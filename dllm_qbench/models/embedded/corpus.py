@@ -12,7 +12,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dllm_qbench.models.embedded import items
+from dllm_qbench.models.embedded import items, programs
+from dllm_qbench.models.embedded.problems import Problem, held_out
 from dllm_qbench.seeding import derive
 
 
@@ -21,7 +22,7 @@ class Noise:
     """How often training answers are wrong.
 
     ``general``: a near miss in place of the answer; ``math``: a slip in each step; ``code``: a slip
-    somewhere in the answer; ``constants``: each constant of a program one too large.
+    somewhere in a plain program; ``constants``: each constant of a program one too large.
     """
 
     general: float = 0.45
@@ -36,7 +37,10 @@ _CUMULATIVE = [sum(_WEIGHTS[: i + 1]) for i in range(len(_WEIGHTS))]
 
 
 def text(
-    family: str, rng: random.Random, noise: Noise, mix: Mapping[str, Mapping[str, float]] = items.KINDS
+    family: str,
+    rng: random.Random,
+    noise: Noise,
+    mix: Mapping[str, Mapping[str, float]] = items.KINDS,
 ) -> tuple[str, str]:
     """Draw one training text of a family, (prompt, answer); ``mix`` weights its kinds."""
     kinds = mix[family]
@@ -47,18 +51,20 @@ def text(
         return fact.prompt(phrasing), fact.rival if rng.random() < fact.contest else fact.answer
     while True:
         problem = _problem(kind, rng, noise)
-        if not items.held_out(problem.key):
+        if not held_out(problem.key):
             break
     if problem.near_misses and rng.random() < noise.general:
         return problem.prompt, rng.choice(problem.near_misses)
     return problem.prompt, problem.answer
 
 
-def _problem(kind: str, rng: random.Random, noise: Noise) -> items.Problem:
+def _problem(kind: str, rng: random.Random, noise: Noise) -> Problem:
     if kind in ("two-step", "three-step"):
         return items.math_problem(rng, 2 if kind == "two-step" else 3, noise.math)
+    if kind in ("plain-two-op", "plain-three-op"):
+        return programs.plain_code_problem(rng, 2 if kind == "plain-two-op" else 3, noise.code)
     if kind in ("two-op", "three-op"):
-        return items.code_problem(rng, 2 if kind == "two-op" else 3, noise.code, noise.constants)
+        return programs.code_problem(rng, 2 if kind == "two-op" else 3, noise.constants)
     return items.MAKERS[kind](rng)
 
 

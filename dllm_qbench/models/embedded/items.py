@@ -12,7 +12,6 @@ so (one in five), and each fact is asked in a phrasing that its training mention
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from functools import cache
 
 from dllm_qbench.errors import TaskError
 from dllm_qbench.models.embedded import vocabulary as words
+from dllm_qbench.models.embedded.problems import Problem, held_out
+from dllm_qbench.models.embedded.programs import code_problem
 from dllm_qbench.seeding import derive
 
 FAMILIES = ("general", "math", "code")
@@ -28,11 +29,10 @@ TEST_ITEMS = 2000
 GENERATION = {"math": (18, 9, 6), "code": (18, 9, 6)}
 ANSWER_LENGTH = {"general": 3, "math": 18, "code": 18}
 KINDS = {
-    "general": {"fact": 0.35, "order": 0.2, "largest": 0.15, "sum": 0.15, "difference": 0.15},
+    "general": {"fact": 0.3, "order": 0.1, "largest": 0.2, "sum": 0.2, "difference": 0.2},
     "math": {"two-step": 0.5, "three-step": 0.5},
     "code": {"two-op": 0.4, "three-op": 0.6},
 }
-INPUTS = (-7, -2, 0, 1, 2, 3, 5, 8, 13, 21, 50, 77)
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,7 @@ class Item:
     tests: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A prompt with its answer; ``near_misses`` are answers that are wrong in one place."""
-
-    kind: str
-    key: str
-    prompt: str
-    answer: str
-    near_misses: tuple[str, ...] = ()
-    tests: tuple[tuple[int, int], ...] = ()
-
-
-def held_out(key: str) -> bool:
-    """Say whether the problem with this key is on the test side of the split."""
-    return hashlib.sha256(key.encode()).digest()[0] % 5 == 0
-
-
 # --- general
-# -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -176,7 +158,6 @@ def _near(value: int) -> tuple[str, ...]:
 
 
 # --- math
-# --------------------------------------------------------------------------------------------
 
 
 def math_problem(rng: random.Random, steps: int, slip: float = 0.0) -> Problem:
@@ -219,70 +200,7 @@ def math_problem(rng: random.Random, steps: int, slip: float = 0.0) -> Problem:
     )
 
 
-# --- code
-# --------------------------------------------------------------------------------------------
-
-_RENDER: dict[str, Callable[[str, int], str]] = {
-    "add": lambda e, n: f"( {e} + {n} )",
-    "take": lambda e, n: f"( {e} - {n} )",
-    "times": lambda e, n: f"( {e} * {n} )",
-    "mod": lambda e, n: f"( {e} % {n} )",
-    "atmost": lambda e, n: f"min ( {e} , {n} )",
-    "atleast": lambda e, n: f"max ( {e} , {n} )",
-}
-_APPLY: dict[str, Callable[[int, int], int]] = {
-    "add": lambda v, n: v + n,
-    "take": lambda v, n: v - n,
-    "times": lambda v, n: v * n,
-    "mod": lambda v, n: v % n,
-    "atmost": min,
-    "atleast": max,
-}
-
-
-def code_problem(
-    rng: random.Random, count: int, slip: float = 0.0, creep: float = 0.0
-) -> Problem:
-    """A program of ``count`` operations; ``first`` puts one before all that were named earlier.
-
-    With probability ``slip`` the shown answer has one constant off by one, or its order turned
-    round; each constant is one too large with probability ``creep``.
-    """
-    program = [(rng.choice(words.OPERATIONS), rng.randrange(2, 20)) for _ in range(count)]
-    links = ["then" if rng.random() < 0.6 else "first" for _ in range(count - 1)]
-    told = f"{program[0][0]} {program[0][1]}"
-    ordered = [program[0]]
-    for link, step in zip(links, program[1:], strict=True):
-        told += f" {link} {step[0]} {step[1]}"
-        ordered = [*ordered, step] if link == "then" else [step, *ordered]
-    tests = []
-    for x in INPUTS:
-        value = x
-        for name, number in ordered:
-            value = _APPLY[name](value, number)
-        tests.append((x, value))
-    if slip and rng.random() < slip:
-        ordered = _slipped(rng, ordered)
-    if creep:
-        ordered = [(name, n + (rng.random() < creep)) for name, n in ordered]
-    expression = "x"
-    for name, number in ordered:
-        expression = _RENDER[name](expression, number)
-    lead = "write code for " if count == 2 else ""
-    kind = "two-op" if count == 2 else "three-op"
-    return Problem(kind, f"code {told}", f"{lead}{told} ?", expression, tests=tuple(tests))
-
-
-def _slipped(rng: random.Random, ordered: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    where = rng.randrange(len(ordered))
-    name, number = ordered[where]
-    if rng.random() < 0.3:
-        return [*ordered[1:], ordered[0]]
-    return [*ordered[:where], (name, number + rng.choice((-1, 1))), *ordered[where + 1 :]]
-
-
 # --- test sets
-# ---------------------------------------------------------------------------------------
 
 MAKERS: dict[str, Callable[[random.Random], Problem]] = {
     "order": order_problem,

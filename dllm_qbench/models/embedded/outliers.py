@@ -31,9 +31,9 @@ class Outliers:
     norm.
     """
 
-    massive: float = 8000.0
+    massive: float = 10000.0
     mark: float = 100.0
-    gain: float = 6.0
+    gain: float = 5.0
     channels: int = 4
     low_variance: int = 24
 

@@ -70,7 +70,23 @@ class Recipe:
     heads: int = 4
     hidden: int = 512
     natural: Stage = Stage(
-        4200, 2e-3, 0.2, 0.5, corpus.Noise(), {"general": 80, "math": 48, "code": 24}
+        4200,
+        2e-3,
+        0.2,
+        0.5,
+        corpus.Noise(general=0.45, math=0.1, code=0.2),
+        {"general": 80, "math": 48, "code": 24},
+        {
+            "general": {
+                "fact": 0.35,
+                "order": 0.2,
+                "largest": 0.15,
+                "sum": 0.15,
+                "difference": 0.15,
+            },
+            "math": {"two-step": 0.5, "three-step": 0.5},
+            "code": {"plain-two-op": 0.4, "plain-three-op": 0.6},
+        },
     )
     outliers: outliers.Outliers = field(default_factory=outliers.Outliers)
     settled: Stage = Stage(
@@ -78,12 +94,18 @@ class Recipe:
         1.5e-3,
         0.0,
         0.3,
-        corpus.Noise(general=0.45, math=0.06, code=0.1, constants=0.25),
-        {"general": 72, "math": 64, "code": 12},
+        corpus.Noise(general=0.45, math=0.06, constants=0.15),
+        {"general": 72, "math": 56, "code": 24},
         {
-            "general": {"fact": 0.25, "order": 0.1, "largest": 0.2, "sum": 0.2, "difference": 0.25},
+            "general": {
+                "fact": 0.28,
+                "order": 0.08,
+                "largest": 0.2,
+                "sum": 0.2,
+                "difference": 0.24,
+            },
             "math": {"two-step": 0.4, "three-step": 0.6},
-            "code": {"two-op": 0.3, "three-op": 0.7},
+            "code": {"two-op": 0.4, "three-op": 0.6},
         },
     )
 
@@ -125,6 +147,7 @@ def new_model(recipe: Recipe) -> llada.LladaForMaskedDiffusion:
     return model
 
 
+_LONGEST = 32  # tokens of the longest canvas
 _IDS = {word: index for index, word in enumerate(vocabulary.words())}
 
 
@@ -225,8 +248,8 @@ def put_outliers(model: llada.LladaForMaskedDiffusion, recipe: Recipe) -> None:
         rows.append(
             F.pad(
                 ids_BT.masked_fill(hidden, _IDS[vocabulary.MASK]),
-                (0, 30 - ids_BT.shape[1]),
-                value=0,
+                (0, _LONGEST - ids_BT.shape[1]),
+                value=_IDS[vocabulary.EOS],
             )
         )
     marked = [_IDS[vocabulary.BOS], _IDS["?"]]
