@@ -101,12 +101,24 @@ class BlockRunner:
         return [x[chunk.real_BT] for chunk, x in zip(self._chunks, parts, strict=True)]
 
 
-def second_moment(inputs: Sequence[Tensor]) -> Tensor:
-    """Return ``X^T X`` in float64 ``[I, I]`` over chunks of inputs ``[N, I]``: GPTQ's H."""
+def second_moment(inputs: Sequence[Tensor], token_cap: float | None = None) -> Tensor:
+    """Return ``X^T X`` in float64 ``[I, I]`` over chunks of inputs ``[N, I]``: GPTQ's H.
+
+    With a ``token_cap``, a token longer than so many times the median token's norm is scaled down
+    to that length first; without such tokens the result is the plain one, bit by bit.
+    """
     I = inputs[0].shape[1]  # noqa: E741 (the legend's name for the number of inputs)
     H_II = torch.zeros(I, I, dtype=torch.float64, device=inputs[0].device)
+    most = torch.inf
+    if token_cap is not None:
+        usual = float(torch.cat([x_NI.double().norm(dim=1) for x_NI in inputs]).median())
+        most = token_cap * usual if usual > 0 else torch.inf
     for x_NI in inputs:
         wide = x_NI.double()
+        length_N = wide.norm(dim=1)
+        massive = length_N > most
+        if bool(massive.any()):
+            wide = wide * (most / length_N).clamp(max=1.0)[:, None]
         H_II.addmm_(wide.T, wide)
     return H_II
 

@@ -141,3 +141,26 @@ def test_chunks_do_not_change_the_second_moment(monkeypatch: pytest.MonkeyPatch)
 def test_unusable_data_is_an_error(ids: Tensor, mask: Tensor, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
         BlockRunner(tiny_llada().model, Calibration(ids, mask, {}))
+
+
+def test_token_cap_leaves_ordinary_tokens_alone_bit_by_bit() -> None:
+    x = torch.randn(200, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(second_moment([x[:80], x[80:]], 4.0), second_moment([x[:80], x[80:]]))
+
+
+def test_token_cap_bounds_what_a_massive_token_weighs() -> None:
+    x = torch.randn(200, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[17, 5] = 1e4
+    kept = x.clone()
+    usual = float(x.norm(dim=1).median())
+    expected = x.clone()
+    expected[17] *= 4 * usual / float(x[17].norm())
+    torch.testing.assert_close(second_moment([x[:80], x[80:]], 4.0), expected.T @ expected)
+    assert torch.equal(x, kept)
+    assert float(second_moment([x])[5, 5]) > 1e7
+
+
+def test_token_cap_of_mostly_silent_tokens_is_no_cap() -> None:
+    x = torch.zeros(9, 3, dtype=torch.float64)
+    x[0] = torch.tensor([3.0, 0.0, 4.0])
+    assert torch.equal(second_moment([x], 4.0), second_moment([x]))

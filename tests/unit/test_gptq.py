@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import dllm_qbench as qb
 from dllm_qbench.errors import NonFiniteError, SchemeError
 from dllm_qbench.quant.grid import find_grid, quantize_dequantize, scale_and_zero
 from dllm_qbench.quant.layer_error import weight_error
 from dllm_qbench.quant.methods.gptq import gptq_weight, inverse_factor
 from dllm_qbench.quant.scheme import Scheme
 from tests.helpers.layers import correlated_layer
+from tests.helpers.tiny import tiny_llada
 
 
 def textbook(weight: Tensor, hessian: Tensor, scheme: Scheme, act_order: bool = False) -> Tensor:
@@ -202,3 +204,9 @@ def test_other_arguments_are_checked() -> None:
         gptq_weight(torch.ones(2, 2), torch.eye(2), "W4A16", damp=-0.1)
     with pytest.raises(SchemeError):
         gptq_weight(torch.ones(2, 2), torch.eye(2), "W4A5")
+
+
+@pytest.mark.parametrize("cap", [0.0, -1.0])
+def test_token_cap_must_be_positive(cap: float) -> None:
+    with pytest.raises(ValueError, match="token_cap must be above 0, or None"):
+        qb.quantize(tiny_llada(), "gptq", "W4A16-g16", token_cap=cap)

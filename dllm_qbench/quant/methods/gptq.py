@@ -17,6 +17,11 @@ What published code leaves open, settled here:
 - **damping** adds ``damp`` times the mean of H's diagonal over live columns. (Massive activations set
   that mean: in such layers the other columns round nearly to nearest.) Where H is still not
   positive definite, the damping grows tenfold until it is, with a warning;
+- **massive tokens**: diffusion LLMs carry activations thousands of times the usual at the input of
+  down_proj, on a few delimiter tokens. In X^T X they outweigh all other tokens together, and GPTQ
+  then trades the others' accuracy for theirs: on the embedded LLaDA it falls *behind* rounding to
+  nearest in accuracy although its layer error is half. So a token counts with at most ``token_cap``
+  times the median token's norm; ``None`` is the published algorithm;
 - everything is computed in float64, H included.
 """
 
@@ -164,6 +169,7 @@ def quantize_model(
     *,
     damp: float = 0.01,
     act_order: bool = False,
+    token_cap: float | None = 4.0,
 ) -> None:
     """Replace every targeted linear of ``model``, in place, truly sequentially.
 
@@ -172,6 +178,8 @@ def quantize_model(
     rounding. Linears that read the same input share one H and are solved as one stacked weight:
     rows do not interact.
     """
+    if token_cap is not None and not token_cap > 0:
+        raise ValueError(f"gptq: token_cap must be above 0, or None, found {token_cap}")
     target_names(model)  # refuses a model with linears that no group covers
     symmetric = scheme.is_symmetric(symmetric_by_default(scheme))
     runner = BlockRunner(model, calibration)
@@ -180,7 +188,7 @@ def quantize_model(
             linears = [block.get_submodule(name) for name in names]
             stacked = torch.cat([linear.weight for linear in linears])  # type: ignore[misc]
             try:
-                H_II = second_moment(inputs)
+                H_II = second_moment(inputs, token_cap)
                 values, grid = solve(stacked, H_II, scheme, symmetric, damp, act_order)
             except NonFiniteError as error:
                 raise NonFiniteError(f"model.layers.{index}.{names[0]}: {error}") from error
