@@ -1,0 +1,68 @@
+"""The same answers, item by item: twice, at any batch size, on one thread and on two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import dllm_qbench as qb
+from dllm_qbench.evaluation.evaluate import answers
+from dllm_qbench.models.embedded.items import FAMILIES
+
+ITEMS = 64
+SUBJECTS = (("gptq", "W4A16-g64"), ("smoothquant", "W4A4"))
+
+
+@pytest.fixture(scope="module", params=SUBJECTS, ids=lambda subject: "-".join(subject))
+def quantized(request: pytest.FixtureRequest, embedded_lm: qb.DiffusionLM) -> qb.DiffusionLM:
+    method, scheme = request.param
+    return qb.quantize(embedded_lm, method, scheme, calibration=qb.calibration(embedded_lm, seed=0))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_quantizing_twice_gives_the_same_bits(
+    embedded_lm: qb.DiffusionLM, quantized: qb.DiffusionLM
+) -> None:
+    recipe = quantized.recipe
+    assert recipe is not None
+    calibration = qb.calibration(embedded_lm, seed=0)
+    again = qb.quantize(embedded_lm, recipe["method"], recipe["scheme"], calibration=calibration)
+    assert again.fingerprint() == quantized.fingerprint()
+    assert again.recipe == recipe
+
+
+@pytest.mark.parametrize("task", FAMILIES)
+def test_two_runs_give_the_same_answers(quantized: qb.DiffusionLM, task: str) -> None:
+    assert answers(quantized, task, ITEMS) == answers(quantized, task, ITEMS)
+
+
+@pytest.mark.parametrize("task", FAMILIES)
+def test_batch_size_1_and_64_give_the_same_answers(quantized: qb.DiffusionLM, task: str) -> None:
+    assert answers(quantized, task, ITEMS, batch_size=1) == answers(
+        quantized, task, ITEMS, batch_size=64
+    )
+
+
+@pytest.mark.parametrize("task", FAMILIES)
+def test_answers_to_the_first_items_do_not_depend_on_how_many_follow(
+    quantized: qb.DiffusionLM, task: str
+) -> None:
+    few, many = answers(quantized, task, 16), answers(quantized, task, ITEMS)
+    assert few.texts == many.texts[:16]
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("task", FAMILIES)
+def test_one_and_two_threads_give_the_same_answers(quantized: qb.DiffusionLM, task: str) -> None:
+    torch.set_num_threads(1)
+    one = answers(quantized, task, ITEMS)
+    torch.set_num_threads(2)
+    assert answers(quantized, task, ITEMS) == one

@@ -1,0 +1,86 @@
+"""The shipped LLaDA checkpoint: what is in the folder, and the outlier picture that its card
+claims.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import dllm_qbench as qb
+from dllm_qbench.evaluation.outliers import outliers
+from dllm_qbench.models.embedded import train, vocabulary
+from dllm_qbench.models.loading import EMBEDDED
+
+FOLDER = EMBEDDED["llada-embedded"]
+MIB = 2**20
+
+
+def test_folder_holds_checkpoint_tokenizer_log_and_card_within_12_mb() -> None:
+    names = {path.name for path in FOLDER.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "training_log.jsonl",
+        "MODEL_CARD.md",
+    } <= names
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 12 * MIB
+    assert {t.dtype for t in load_file(FOLDER / "model.safetensors").values()} == {torch.float16}
+
+
+def test_log_tells_the_recipe_that_the_script_would_run_today() -> None:
+    rows = [json.loads(line) for line in (FOLDER / "training_log.jsonl").read_text().splitlines()]
+    assert rows[0]["recipe"] == json.loads(json.dumps(asdict(train.Recipe())))
+    last = {row["stage"]: row for row in rows[1:]}
+    assert last["natural"]["step"] == train.Recipe().natural.steps
+    assert last["settled"]["step"] == train.Recipe().settled.steps
+    assert last["natural"]["seconds"] + last["settled"]["seconds"] < 3600
+
+
+def test_tokenizer_is_the_vocabulary(embedded_lm: qb.DiffusionLM) -> None:
+    tokenizer = embedded_lm.tokenizer
+    assert tokenizer is not None
+    assert tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))) == vocabulary.words()
+    assert tokenizer.mask_token_id == embedded_lm.mask_id
+    assert tokenizer.eos_token_id == embedded_lm.eos_id == embedded_lm.pad_id
+    assert tokenizer("tom has 3").input_ids[0] == embedded_lm.bos_id
+
+
+def test_massive_outliers_sit_on_few_tokens_at_down_proj(embedded_lm: qb.DiffusionLM) -> None:
+    """Token maximum over median token maximum above 20 and maximum over median above 300, in every
+    layer.
+    """
+    table = outliers(embedded_lm, mask_ratios=(0.5,))
+    down = table[table.input == "down_proj"]
+    assert len(down) == 4
+    assert (down["token_ratio"] > 20).all(), down
+    assert (down["max_over_median"] > 300).all(), down
+
+
+def test_channel_outliers_stand_at_the_inputs_behind_the_norms(embedded_lm: qb.DiffusionLM) -> None:
+    table = outliers(embedded_lm, mask_ratios=(0.0, 0.5, 1.0))
+    behind = table[table.input.isin(["qkv", "gate_up"])]
+    assert len(behind) == 24
+    assert (behind["channel_ratio"] > 4).all(), behind
+    assert (behind["channel_share"] < 0.25).all(), behind
+
+
+def test_training_script_writes_the_same_loadable_checkpoint_twice(tmp_path: Path) -> None:
+    small = {"general": 4, "math": 2, "code": 2}
+    recipe = train.Recipe()
+    recipe = train.replace(
+        recipe,
+        natural=train.replace(recipe.natural, steps=3, batch=small),
+        settled=train.replace(recipe.settled, steps=2, batch=small),
+    )
+    prints = []
+    for run in ("a", "b"):
+        train.train(recipe, tmp_path / run)
+        prints.append(qb.load(tmp_path / run).fingerprint())
+    assert prints[0] == prints[1]
+    assert qb.load(tmp_path / "a" / "natural").fingerprint() != prints[0]
