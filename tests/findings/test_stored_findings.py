@@ -62,7 +62,9 @@ def test_smoothquant_4_bit_collapses(family: str) -> None:
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_math_suffers_more_than_general_at_3_bits(method: str) -> None:
-    assert drop(CELLS[f"{method}/W3A16-g64/math"])[0] > drop(CELLS[f"{method}/W3A16-g64/general"])[0]
+    assert (
+        drop(CELLS[f"{method}/W3A16-g64/math"])[0] > drop(CELLS[f"{method}/W3A16-g64/general"])[0]
+    )
 
 
 @pytest.mark.parametrize("family", items.FAMILIES)
