@@ -5,7 +5,8 @@ claims.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -37,9 +38,15 @@ def test_log_tells_the_recipe_that_the_script_would_run_today() -> None:
     rows = [json.loads(line) for line in (FOLDER / "training_log.jsonl").read_text().splitlines()]
     assert rows[0]["recipe"] == json.loads(json.dumps(asdict(train.Recipe())))
     last = {row["stage"]: row for row in rows[1:]}
-    assert last["natural"]["step"] == train.Recipe().natural.steps
-    assert last["settled"]["step"] == train.Recipe().settled.steps
-    assert last["natural"]["seconds"] + last["settled"]["seconds"] < 3600
+    recipe = train.Recipe()
+    for name, stage in (
+        ("natural", recipe.natural),
+        ("settled", recipe.settled),
+        ("polished", recipe.polished),
+    ):
+        assert last[name]["step"] == stage.steps
+    # of each of the two processes; on a machine that does nothing else it is the time on the clock
+    assert sum(row["cpu_seconds"] for row in last.values()) < 3600
 
 
 def test_tokenizer_is_the_vocabulary(embedded_lm: qb.DiffusionLM) -> None:
@@ -70,17 +77,24 @@ def test_channel_outliers_stand_at_the_inputs_behind_the_norms(embedded_lm: qb.D
     assert (behind["channel_share"] < 0.25).all(), behind
 
 
-def test_training_script_writes_the_same_loadable_checkpoint_twice(tmp_path: Path) -> None:
+def test_training_script_writes_the_same_checkpoint_twice_and_after_an_interruption(
+    tmp_path: Path,
+) -> None:
     small = {"general": 4, "math": 2, "code": 2}
-    recipe = train.Recipe()
-    recipe = train.replace(
-        recipe,
-        natural=train.replace(recipe.natural, steps=3, batch=small),
-        settled=train.replace(recipe.settled, steps=2, batch=small),
+    whole = train.Recipe()
+    recipe = replace(
+        whole,
+        natural=replace(whole.natural, steps=2, batch=small),
+        settled=replace(whole.settled, steps=2, batch=small),
+        polished=replace(whole.polished, steps=1, batch=small),
     )
-    prints = []
-    for run in ("a", "b"):
-        train.train(recipe, tmp_path / run)
-        prints.append(qb.load(tmp_path / run).fingerprint())
-    assert prints[0] == prints[1]
-    assert qb.load(tmp_path / "a" / "natural").fingerprint() != prints[0]
+    train.train(recipe, tmp_path / "a")
+    once = qb.load(tmp_path / "a" / "polished").fingerprint()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "polished")
+    shutil.rmtree(tmp_path / "b" / "settled")
+    train.train(recipe, tmp_path / "b", after="natural")
+    assert qb.load(tmp_path / "b" / "polished").fingerprint() == once
+    assert qb.load(tmp_path / "a" / "natural").fingerprint() != once
+    train.train(recipe, tmp_path / "c")
+    assert qb.load(tmp_path / "c" / "polished").fingerprint() == once
