@@ -21,11 +21,27 @@ import torch
 from torch import Tensor
 
 from dllm_qbench.diffusion.batching import batches, logits
-from dllm_qbench.diffusion.masking import draw_masks
+from dllm_qbench.diffusion.masking import Mask, draw_masks
 from dllm_qbench.errors import NonFiniteError
 from dllm_qbench.models.lm import DiffusionLM
 
 Request = tuple[Sequence[int], Sequence[int], int]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A request's canvases: what it adds up, weight by weight.
+
+    Attributes:
+        context, target: token ids; the target is what is hidden and scored.
+        after: token ids behind the target, never hidden.
+        masks: hidden positions within the target -> weight of the sum of their log p.
+    """
+
+    context: Sequence[int]
+    target: Sequence[int]
+    after: Sequence[int]
+    masks: dict[Mask, float]
 
 
 @dataclass
@@ -64,8 +80,28 @@ def log_likelihoods(
         NonFiniteError: the model gave a NaN or an infinity; names the request.
         ValueError: an empty target, no samples, or a canvas longer than the model's positions.
     """
-    canvases, weights = _plan(lm, requests, samples, labels)
-    terms = [[math.nan] * len(weights_of) for weights_of in weights]
+    weighted = []
+    for index, (context, target, seed) in enumerate(requests):
+        require_target(target, labels, index)
+        masks = {
+            mask: repeats / samples * len(target) / len(mask)
+            for mask, repeats in draw_masks(len(target), samples, seed).items()
+        }
+        weighted.append(Weighted(context, target, (), masks))
+    return weighted_sums(lm, weighted, batch_tokens, batch_size, labels, progress)
+
+
+def weighted_sums(
+    lm: DiffusionLM,
+    requests: Sequence[Weighted],
+    batch_tokens: int | None,
+    batch_size: int | None,
+    labels: Sequence[str] | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[float]:
+    """Return, for each request, the weighted sum over its masks of sum log p(hidden token)."""
+    canvases = _plan(lm, requests)
+    terms = [[math.nan] * len(request.masks) for request in requests]
     done = 0
     for members in batches(lm, [len(canvas.ids) for canvas in canvases], batch_tokens, batch_size):
         batch = [canvases[row] for row in members]
@@ -80,33 +116,30 @@ def log_likelihoods(
         if progress is not None:
             progress(done, len(canvases))
     return [
-        math.fsum(weight * term for weight, term in zip(*pair, strict=True))
-        for pair in zip(weights, terms, strict=True)
+        math.fsum(weight * term for weight, term in zip(request.masks.values(), found, strict=True))
+        for request, found in zip(requests, terms, strict=True)
     ]
 
 
-def _plan(
-    lm: DiffusionLM, requests: Sequence[Request], samples: int, labels: Sequence[str] | None
-) -> tuple[list[_Canvas], list[list[float]]]:
-    """Return the distinct canvases, and the weight of each term of each request."""
+def require_target(target: Sequence[int], labels: Sequence[str] | None, index: int) -> None:
+    """Raise a ValueError where there is nothing to score."""
+    if not len(target):
+        raise ValueError(f"{_label(labels, index)}: the target is empty; there is nothing to score")
+
+
+def _plan(lm: DiffusionLM, requests: Sequence[Weighted]) -> list[_Canvas]:
+    """Return the distinct canvases of all requests."""
     canvases: dict[tuple[tuple[int, ...], tuple[int, ...]], _Canvas] = {}
-    weights: list[list[float]] = []
-    for index, (context, target, seed) in enumerate(requests):
-        if not len(target):
-            raise ValueError(
-                f"{_label(labels, index)}: the target is empty; there is nothing to score"
-            )
-        weights.append([])
-        for slot, (mask, repeats) in enumerate(draw_masks(len(target), samples, seed).items()):
-            ids = [*context, *target]
-            hidden = tuple(len(context) + position for position in mask)
+    for index, request in enumerate(requests):
+        for slot, mask in enumerate(request.masks):
+            ids = [*request.context, *request.target, *request.after]
+            hidden = tuple(len(request.context) + position for position in mask)
             for position in hidden:
                 ids[position] = lm.mask_id
             key = (tuple(ids), hidden)
             canvas = canvases.setdefault(key, _Canvas(*key))
-            canvas.readers.append((index, slot, tuple(target[position] for position in mask)))
-            weights[index].append(repeats / samples * len(target) / len(mask))
-    return list(canvases.values()), weights
+            canvas.readers.append((index, slot, tuple(request.target[at] for at in mask)))
+    return list(canvases.values())
 
 
 def _read(lm: DiffusionLM, batch: Sequence[_Canvas]) -> dict[tuple[int, int], float]:

@@ -88,7 +88,7 @@ def generate(
         ValueError: lengths or steps that do not divide, a negative temperature, a number of seeds that is
             not that of the prompts, or a canvas longer than the model's positions.
     """
-    per_block = _check(gen_length, steps, block_length, temperature)
+    per_block = steps_per_block(gen_length, steps, block_length, temperature)
     seeds = range(len(prompts)) if seeds is None else seeds
     if len(seeds) != len(prompts):
         raise ValueError(f"seeds: one for each of {len(prompts)} prompts, found {len(seeds)}")
@@ -153,8 +153,8 @@ def _denoise(
     return positions_BK.tolist(), tokens_BK.tolist()
 
 
-def _check(gen_length: int, steps: int, block_length: int, temperature: float) -> int:
-    """Return the steps of one block."""
+def steps_per_block(gen_length: int, steps: int, block_length: int, temperature: float) -> int:
+    """Return the steps of one block, or say which setting does not fit."""
     for name, value in (
         ("gen_length", gen_length),
         ("steps", steps),
@@ -186,8 +186,10 @@ def _require_finite(
 ) -> None:
     fine_B = logits_BGV.isfinite().all(-1).all(-1)
     if not bool(fine_B.all()):
-        row = members[int((~fine_B).nonzero()[0])]
-        name = labels[row] if labels is not None else f"prompt {row}"
-        raise NonFiniteError(
-            f"{name}: the logits hold a NaN or an infinity at denoising step {step}"
-        )
+        raise non_finite(members[int((~fine_B).nonzero()[0])], labels, step)
+
+
+def non_finite(prompt: int, labels: Sequence[str] | None, step: int) -> NonFiniteError:
+    """Return the error for a prompt whose logits are not numbers."""
+    name = labels[prompt] if labels is not None else f"prompt {prompt}"
+    return NonFiniteError(f"{name}: the logits hold a NaN or an infinity at denoising step {step}")

@@ -8,8 +8,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from dllm_qbench.diffusion.likelihood import log_likelihoods
-from dllm_qbench.diffusion.samplers import generate
+from dllm_qbench.diffusion.by_model import generate, log_likelihoods
 from dllm_qbench.errors import TaskError
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.seeding import derive

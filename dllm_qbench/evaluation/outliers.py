@@ -12,6 +12,7 @@ import torch
 
 from dllm_qbench.models.llada import linear_layers
 from dllm_qbench.models.lm import DiffusionLM
+from dllm_qbench.quant.layers import QuantLinear
 from dllm_qbench.seeding import derive
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def outliers(
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measure the activations that enter each linear (q/k/v share an input, and so do gate/up).
+
+    Where a quantized layer turns its input online (QuaRot, DuQuant), the turned one is measured: it
+    is what the layer rounds.
 
     Args:
         lm: any model, quantized or not.
@@ -81,7 +85,7 @@ def _canvases(
     for index, (row, start) in enumerate(rows):
         generator = torch.Generator().manual_seed(derive(seed, "outliers", index))
         hidden = torch.rand(row.shape, generator=generator) < ratio
-        hidden[:start] = False
+        hidden[: max(start, lm.first_maskable)] = False
         made.append(row.masked_fill(hidden.to(row.device), lm.mask_id))
     return made
 
@@ -92,8 +96,9 @@ def _inputs(lm: DiffusionLM, canvases: list[torch.Tensor]) -> dict[str, torch.Te
     for name, module in linear_layers(lm.model).items():
         if name.rpartition(".")[2] in _NAMED_BY:
 
-            def keep(_m: Any, args: tuple[torch.Tensor, ...], name: str = name) -> None:
-                seen.setdefault(name, []).append(args[0].detach().flatten(0, -2).float().cpu())
+            def keep(m: Any, args: tuple[torch.Tensor, ...], name: str = name) -> None:
+                x = m.turned(args[0]) if isinstance(m, QuantLinear) else args[0]
+                seen.setdefault(name, []).append(x.detach().flatten(0, -2).float().cpu())
 
             hooks.append(module.register_forward_pre_hook(keep))
     try:

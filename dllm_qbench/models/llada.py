@@ -3,15 +3,13 @@
 Notable:
 - thin subclasses of the Llama classes: LLaDA *is* Llama's block with attention that looks both
   ways;
-- bidirectional by construction. ``config.is_causal = False`` reaches only the whole-model forward,
-  so a calibrator that calls decoder layers one by one would run them causally without an error;
-  here the attention module itself never applies a causal mask, however it is called;
+- bidirectional by construction, however its layers are called (``bidirectional.py``);
 - RoPE in float32 whatever the model's dtype (LLaDA's ``rope_full_precision``): bf16 parity needs
   it;
 - the official config spelling (``d_model`` ...) and transformers' (``hidden_size`` ...) are both
   read, and a size that neither spells is an error: a silent 4096-wide default would load anything.
 
-Shapes: B batch, T tokens, D hidden, H heads, K key/value heads, E head width.
+Shapes: B batch, T tokens, H heads, E head width.
 Source: Nie et al., "Large Language Diffusion Models" (arXiv 2502.09992) and its released
 configuration.
 """
@@ -23,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -32,6 +29,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from dllm_qbench.errors import CheckpointError
+from dllm_qbench.models.bidirectional import BidirectionalAttention, WideRMSNorm, turned
 
 # Official spelling -> transformers' spelling. The sizes come first: they have no safe default.
 _SIZES = {
@@ -166,76 +164,18 @@ class _FullPrecisionRotary(LlamaRotaryEmbedding):  # type: ignore[misc, no-untyp
         return cos, sin
 
 
-class LladaRMSNorm(LlamaRMSNorm):  # type: ignore[misc, no-untyped-call, unused-ignore]
+class LladaRMSNorm(WideRMSNorm, LlamaRMSNorm):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """RMSNorm with statistics in float32, or in float64 where the model runs in it."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalise the last dimension of ``[..., D]``."""
-        wide = hidden_states if hidden_states.dtype == torch.float64 else hidden_states.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * wide.to(hidden_states.dtype)
 
-
-def _rotate(x_BHTE: Tensor, cos_BTE: Tensor, sin_BTE: Tensor) -> Tensor:
-    """Rotary position embedding in float32, back in the input's dtype (Su et al. 2021, eq. 34)."""
-    wide = x_BHTE.float() if x_BHTE.dtype in (torch.float16, torch.bfloat16) else x_BHTE
-    half = wide.shape[-1] // 2
-    turned = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
-    out = wide * cos_BTE.unsqueeze(1) + turned * sin_BTE.unsqueeze(1)
-    return out.to(x_BHTE.dtype)
-
-
-class LladaAttention(LlamaAttention):  # type: ignore[misc, no-untyped-call, unused-ignore]
+class LladaAttention(BidirectionalAttention, LlamaAttention):  # type: ignore[misc, no-untyped-call, unused-ignore]
     """Multi-head attention without a causal mask, grouped key/value heads allowed."""
 
-    def __init__(self, config: LladaConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
-        self.is_causal = False
-
-    def forward(  # type: ignore[override, unused-ignore]
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **unused: Any,
-    ) -> tuple[Tensor, None]:
-        """Attend over all tokens that ``attention_mask`` admits.
-
-        Args:
-            hidden_states: ``[B, T, D]``.
-            position_embeddings: float32 cosines and sines, each ``[B or 1, T, E]``.
-            attention_mask: ``None`` (all), ``[B, T]`` (1 = a real token) or ``[B, 1, T, T]`` (bool
-                or additive).
-            past_key_values: must stay ``None``; a bidirectional model has no cache of the past.
-        """
-        if position_embeddings is None:
-            raise ValueError(
-                "LladaAttention needs position_embeddings (cos, sin) from model.rotary_emb"
-            )
-        if past_key_values is not None:
-            raise ValueError(
-                "a masked diffusion model re-reads the whole canvas: it has no key/value cache"
-            )
-        B, T, _ = hidden_states.shape
-        split = (B, T, -1, self.head_dim)
-        q_BHTE = self.q_proj(hidden_states).view(split).transpose(1, 2)
-        k_BKTE = self.k_proj(hidden_states).view(split).transpose(1, 2)
-        v_BKTE = self.v_proj(hidden_states).view(split).transpose(1, 2)
-        cos, sin = position_embeddings
-        q_BHTE, k_BKTE = _rotate(q_BHTE, cos, sin), _rotate(k_BKTE, cos, sin)
-        if attention_mask is not None and attention_mask.dim() == 2:
-            attention_mask = attention_mask[:, None, None, :].bool()
-        out_BHTE = F.scaled_dot_product_attention(
-            q_BHTE,
-            k_BKTE.to(q_BHTE.dtype),
-            v_BKTE,
-            attn_mask=attention_mask,
-            is_causal=False,
-            scale=self.scaling,
-            enable_gqa=self.num_key_value_groups > 1,
-        )
-        return self.o_proj(out_BHTE.transpose(1, 2).reshape(B, T, -1)), None
+    def rotate(self, x_BHTE: Tensor, cos_BTE: Tensor, sin_BTE: Tensor) -> Tensor:
+        """Apply RoPE in float32 at least, and return the input's dtype."""
+        half_precision = x_BHTE.dtype in (torch.float16, torch.bfloat16)
+        wide = x_BHTE.float() if half_precision else x_BHTE
+        return turned(wide, cos_BTE, sin_BTE).to(x_BHTE.dtype)
 
 
 class LladaForMaskedDiffusion(LlamaForCausalLM):  # type: ignore[misc, no-untyped-call, unused-ignore]

@@ -70,6 +70,13 @@ class DiffusionLM:
         """Start of text, where the tokenizer has one."""
         return None if self.tokenizer is None else self.tokenizer.bos_token_id
 
+    @property
+    def first_maskable(self) -> int:
+        """The first position that may hold ``[MASK]``: 1 where no row of the logits predicts
+        token 0.
+        """
+        return int(getattr(self.model, "shifted_logits", False))
+
     def logits(self, ids: Ids, attention_mask: Tensor | None = None) -> Tensor:
         """Score every position of a canvas; row i scores token i.
 
@@ -79,24 +86,37 @@ class DiffusionLM:
                 real.
 
         Returns:
-            float32 logits with the leading shape of ``ids``: ``[T, V]`` or ``[B, T, V]``.
+            float32 logits with the leading shape of ``ids``: ``[T, V]`` or ``[B, T, V]``. A model
+            of shifted logits (Dream) predicts token i + 1 in row i; here its rows are moved by one,
+            and row 0, which nothing predicts, repeats row 1.
+
+        Raises:
+            ValueError: ids outside the vocabulary, or position 0 is masked and the model's logits
+                are shifted.
         """
         tokens = self.as_ids(ids)
         flat = tokens[None] if tokens.dim() == 1 else tokens
+        if self.first_maskable and flat.numel() and bool((flat[:, 0] == self.mask_id).any()):
+            raise ValueError(
+                f"{self.name}: position 0 is [MASK] ({self.mask_id}), and no row of shifted logits"
+                " predicts it; start every canvas with a real token, such as the begin-of-text one"
+            )
         if attention_mask is not None:
             attention_mask = attention_mask.to(self.device).reshape(flat.shape)
         with torch.inference_mode():
             out: Tensor = self.model(input_ids=flat, attention_mask=attention_mask).logits
+            if self.first_maskable:
+                out = torch.cat((out[:, :1], out[:, :-1]), dim=1)
         out = out if out.dtype == torch.float64 else out.float()
         return out[0] if tokens.dim() == 1 else out
 
     def log_likelihood(
         self, context_ids: Ids, target_ids: Ids, samples: int = 128, seed: int = 0
     ) -> float:
-        """Monte Carlo estimate of log p(target | context) in nats; exact for a single-token
-        target.
+        """Monte Carlo estimate of log p(target | context) in nats: LLaDA's, exact for a
+        single-token target, or Dream's.
         """
-        from dllm_qbench.diffusion.likelihood import log_likelihoods
+        from dllm_qbench.diffusion.by_model import log_likelihoods
 
         context = self.as_ids(context_ids).flatten().tolist()
         target = self.as_ids(target_ids).flatten().tolist()
@@ -107,10 +127,13 @@ class DiffusionLM:
         prompt_ids: Ids,
         gen_length: int,
         steps: int,
-        block_length: int,
+        block_length: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
         algorithm: str | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        alg_temp: float | None = None,
     ) -> Tensor:
         """Fill ``gen_length`` masks after the prompt; returns the ids, prompt included.
 
@@ -118,24 +141,36 @@ class DiffusionLM:
             prompt_ids: ``[T]`` or ``[B, T]``.
             gen_length: how many tokens to generate.
             steps: denoising steps in all, divided evenly over the blocks.
-            block_length: must divide ``gen_length``; blocks are filled left to right.
+            block_length: must divide ``gen_length``; blocks are filled left to right. ``None``: one
+                block, as Dream's own sampler has it.
             temperature: 0 takes the most likely token; above, Gumbel noise in float64.
             seed: of the noise; row b of a batch draws from its own stream.
-            algorithm: LLaDA has one, ``"low_confidence"``.
+            algorithm: LLaDA has one, ``"low_confidence"``. Dream has ``"entropy"`` (its default),
+                ``"topk_margin"``, ``"maskgit_plus"`` and ``"origin"``.
+            top_p, top_k: Dream's: drop all but the most likely tokens.
+            alg_temp: Dream's: draw the positions too, with this temperature.
 
         Raises:
-            ValueError: lengths that do not divide, or an unknown algorithm.
+            ValueError: lengths that do not divide, or an algorithm or a setting that the model's
+                sampler does not have.
         """
-        from dllm_qbench.diffusion.samplers import generate
+        from dllm_qbench.diffusion.by_model import generate
         from dllm_qbench.seeding import derive
 
-        if algorithm not in (None, "low_confidence"):
-            raise ValueError(f"algorithm {algorithm!r}: LLaDA has one sampler, 'low_confidence'")
         tokens = self.as_ids(prompt_ids)
         prompts = [tokens.tolist()] if tokens.dim() == 1 else tokens.tolist()
-        seeds = [derive(seed, "generate", row) for row in range(len(prompts))]
         rows = generate(
-            self, prompts, gen_length, steps, block_length, temperature=temperature, seeds=seeds
+            self,
+            prompts,
+            gen_length,
+            steps,
+            gen_length if block_length is None else block_length,
+            temperature,
+            [derive(seed, "generate", row) for row in range(len(prompts))],
+            algorithm=algorithm,
+            top_p=top_p,
+            top_k=top_k,
+            alg_temp=alg_temp,
         )
         return torch.tensor(rows[0] if tokens.dim() == 1 else rows, device=self.device)
 

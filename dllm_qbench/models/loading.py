@@ -8,7 +8,8 @@ the config before a weight is copied, and every error names file and tensor.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,46 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dllm_qbench.errors import CheckpointError
-from dllm_qbench.models import llada
+from dllm_qbench.models import dream, llada
 from dllm_qbench.models.lm import DiffusionLM
 
 EMBEDDED = {"llada-embedded": Path(__file__).parent / "embedded" / "llada"}
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """What loading needs to know of a ``model_type``.
+
+    Attributes:
+        config: reads ``config.json`` (the dict, and where it is).
+        model: the native class.
+        names: config -> official tensor name -> native parameter name.
+        embedding, head: official names of the two tensors that tying makes one.
+    """
+
+    config: Callable[[Mapping[str, Any], str], Any]
+    model: Callable[[Any], Any]
+    names: Callable[[Any], dict[str, str]]
+    embedding: str
+    head: str
+
+
+_ARCHITECTURES = {
+    "llada": _Architecture(
+        llada.LladaConfig.from_official,
+        llada.LladaForMaskedDiffusion,
+        llada.official_names,
+        llada.EMBEDDING,
+        llada.HEAD,
+    ),
+    "Dream": _Architecture(
+        dream.DreamConfig.from_official,
+        dream.DreamForMaskedDiffusion,
+        dream.official_names,
+        dream.EMBEDDING,
+        dream.HEAD,
+    ),
+}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -49,23 +86,24 @@ def load(
             f" or one of the embedded models: {', '.join(EMBEDDED)}"
         )
     raw = _read_json(folder / "config.json")
-    if raw.get("model_type") != "llada":
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
         raise CheckpointError(
-            f"{folder / 'config.json'}: field 'model_type' is {raw.get('model_type')!r};"
-            " supported: 'llada'"
+            f"{folder / 'config.json'}: field 'model_type' is {kind!r};"
+            f" supported: {', '.join(map(repr, _ARCHITECTURES))}"
         )
-    config = llada.LladaConfig.from_official(raw, where=str(folder / "config.json"))
+    architecture = _ARCHITECTURES[kind]
+    config = architecture.config(raw, str(folder / "config.json"))
     with torch.device("meta"):
-        model = llada.LladaForMaskedDiffusion(config)
-    names = llada.official_names(config)
-    _fill(model, names, folder, dtype, torch.device(device))
+        model = architecture.model(config)
+    _fill(model, architecture, folder, dtype, torch.device(device))
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     lm = DiffusionLM(
         model.train(False).requires_grad_(False),
         _tokenizer(folder),
-        int(config.mask_token_id),  # type: ignore[arg-type]
+        int(config.mask_token_id),
         name if name in EMBEDDED else folder.resolve().name,
     )
     lm.check_finite(str(folder))
@@ -76,9 +114,10 @@ def save(lm: DiffusionLM, folder: Path, dtype: torch.dtype | None = None) -> Non
     """Write a full-precision model in the official format: config.json and one safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(lm.model.named_parameters())
+    names = _ARCHITECTURES[lm.config.model_type].names(lm.config)
     tensors = {
         official: parameters[ours].detach().to(dtype or lm.dtype).contiguous().cpu()
-        for official, ours in llada.official_names(lm.config).items()
+        for official, ours in names.items()
     }
     save_file(tensors, folder / _SINGLE, metadata={"format": "pt"})
     text = json.dumps(lm.config.to_official(), indent=2, sort_keys=True)
@@ -143,17 +182,18 @@ def _open(path: Path) -> Any:
 
 def _fill(
     model: nn.Module,
-    names: Mapping[str, str],
+    architecture: _Architecture,
     folder: Path,
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
     """Copy every tensor into the meta-device model, after checking names, shapes and count."""
+    names = architecture.names(model.config)
     where = _shards(folder)
     missing = [name for name in names if name not in where]
     unexpected = [name for name in where if name not in names]
-    if llada.HEAD in unexpected and _repeats_embedding(where):
-        unexpected.remove(llada.HEAD)  # a tied model's file may hold the shared matrix twice
+    if architecture.head in unexpected and _repeats_embedding(architecture, where):
+        unexpected.remove(architecture.head)  # a tied file may hold the shared matrix twice
     if missing or unexpected:
         raise CheckpointError(
             f"{folder}: the config asks for {len(names)} tensors, the files hold {len(where)};"
@@ -179,11 +219,12 @@ def _fill(
                 setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
 
 
-def _repeats_embedding(where: Mapping[str, Path]) -> bool:
-    if llada.EMBEDDING not in where:
+def _repeats_embedding(architecture: _Architecture, where: Mapping[str, Path]) -> bool:
+    one, other = architecture.head, architecture.embedding
+    if other not in where:
         return False
-    with _open(where[llada.HEAD]) as head, _open(where[llada.EMBEDDING]) as embedding:
-        return torch.equal(head.get_tensor(llada.HEAD), embedding.get_tensor(llada.EMBEDDING))
+    with _open(where[one]) as head, _open(where[other]) as embedding:
+        return torch.equal(head.get_tensor(one), embedding.get_tensor(other))
 
 
 def _some(names: list[str], most: int = 3) -> str:

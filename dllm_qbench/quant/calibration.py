@@ -91,7 +91,10 @@ def calibration(
             f"calibration: {sequences} sequences are asked for, {source} holds {len(rows)};"
             f" give more, or pass sequences={len(rows)}"
         )
-    rows = [_Sequence(row.ids[:length], row.first_maskable) for row in rows[:sequences]]
+    rows = [
+        _Sequence(row.ids[:length], max(row.first_maskable, lm.first_maskable))
+        for row in rows[:sequences]
+    ]
     _check(rows, int(lm.config.vocab_size), source)
     width = max(len(row.ids) for row in rows)
     table = torch.full((len(rows), width), lm.pad_id, dtype=torch.long)
