@@ -78,20 +78,28 @@ class BlockRunner:
 
             h = h + o_proj(attention(norm(h)));    h = h + down_proj(gated(norm(h)))
         """
-        halves = (
-            (block.input_layernorm, block.self_attn, "o_proj", BLOCK_GROUPS[:2]),
-            (block.post_attention_layernorm, block.mlp, "down_proj", BLOCK_GROUPS[2:]),
-        )
-        for norm, body, last, (entering, leaving) in halves:
+        for entering, leaving in (BLOCK_GROUPS[:2], BLOCK_GROUPS[2:]):
+            norm, body = _half(block, entering)
             normed = [norm(chunk.hidden_BTD) for chunk in self._chunks]
             yield entering, self._real(normed)
             inner = []
             for chunk, x_BTD in zip(self._chunks, normed, strict=True):
-                extra = chunk.attention_inputs if last == "o_proj" else {}
-                inner.append(_input_of(body, last, x_BTD, extra))
+                inner.append(_input_of(body, _leaf(leaving), x_BTD, _extra(block, body, chunk)))
             yield leaving, self._real(inner)
             for chunk, x_BTI in zip(self._chunks, inner, strict=True):
-                chunk.hidden_BTD = chunk.hidden_BTD + body.get_submodule(last)(x_BTI)
+                chunk.hidden_BTD = chunk.hidden_BTD + body.get_submodule(_leaf(leaving))(x_BTI)
+
+    def halves(self, block: Any, names: tuple[str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Run the half of ``block`` that the linears ``names`` belong to; while `stages` is there.
+
+        Yields, chunk by chunk, the hidden states that enter the half and what it adds to them, both
+        of real tokens only, ``[N, D]``. The block's own modules compute it, as they are by then.
+        """
+        norm, body = _half(block, names)
+        for chunk in self._chunks:
+            added = body(norm(chunk.hidden_BTD), **_extra(block, body, chunk))
+            y_BTD = added[0] if isinstance(added, tuple) else added
+            yield chunk.hidden_BTD[chunk.real_BT], y_BTD[chunk.real_BT]
 
     def hidden(self) -> list[Tensor]:
         """Return the hidden states ``[B, T, D]`` of every chunk as they are now."""
@@ -99,6 +107,22 @@ class BlockRunner:
 
     def _real(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [x[chunk.real_BT] for chunk, x in zip(self._chunks, parts, strict=True)]
+
+
+def _half(block: Any, names: tuple[str, ...]) -> tuple[nn.Module, nn.Module]:
+    """Return the norm and the body of the half of a block that holds the linears ``names``."""
+    if names in BLOCK_GROUPS[:2]:
+        return block.input_layernorm, block.self_attn
+    return block.post_attention_layernorm, block.mlp
+
+
+def _extra(block: Any, body: nn.Module, chunk: _Chunk) -> Mapping[str, Any]:
+    return chunk.attention_inputs if body is block.self_attn else {}
+
+
+def _leaf(names: tuple[str, ...]) -> str:
+    """Return the last linear's name within its half: ``self_attn.o_proj`` -> ``o_proj``."""
+    return names[-1].rpartition(".")[2]
 
 
 def second_moment(inputs: Sequence[Tensor], token_cap: float | None = None) -> Tensor:

@@ -7,8 +7,9 @@ real tokens, summed in float64. 6 dB is one bit. Two readings:
   from before it. This is the profile that a baseline stores.
 - :func:`local_errors`: both linears read the full-precision model's input; a linear's error is its own.
 
-A method that rescales channels (SmoothQuant) changes what some linears read and write; the factors
-that its layers keep are undone before anything is compared.
+A method that rescales channels (SmoothQuant) or rotates them (QuaRot) changes what some linears read
+and write; what its layers keep of that (``QuantLinear.from_reference``, ``.to_reference``) is undone
+before anything is compared.
 
 Shapes: B sequences, T tokens, N real tokens, I inputs, O outputs.
 """
@@ -62,8 +63,8 @@ def layer_errors(
             quantized.logits(part_BT.to(quantized.device), mask_BT)
         for name in names:
             y_NO = expected[name][1][real_BT].double()
-            q_NO = found[name][1].to(y_NO.device)[real_BT].double()
-            _add(sums[name], name, y_NO, q_NO * _factor(quantized, name, "output_scale", y_NO))
+            q_NO = found[name][1].to(y_NO.device)[real_BT]
+            _add(sums[name], name, y_NO, _to_reference(quantized, name, q_NO))
     return {name: _decibel(*sums[name]) for name in names}
 
 
@@ -85,12 +86,14 @@ def local_errors(
             reference.logits(part_BT, mask_BT)
         for name in names:
             x_NI, y_NO = (side[real_BT] for side in expected[name])
-            x_NI = (x_NI / _factor(quantized, name, "input_scale", x_NI)).to(quantized.device)
+            module = quantized.model.get_submodule(name)
+            x_NI = x_NI.to(quantized.device)
             with torch.no_grad():
-                q_NO = quantized.model.get_submodule(name)(x_NI.to(quantized.dtype))
-            q_NO = q_NO.to(y_NO.device).double()
-            q_NO = q_NO * _factor(quantized, name, "output_scale", q_NO)
-            _add(sums[name], name, y_NO.double(), q_NO)
+                if isinstance(module, QuantLinear):
+                    x_NI = module.from_reference(x_NI)
+                q_NO = module(x_NI.to(quantized.dtype))
+            q_NO = q_NO.to(y_NO.device)
+            _add(sums[name], name, y_NO.double(), _to_reference(quantized, name, q_NO))
     return {name: _decibel(*sums[name]) for name in names}
 
 
@@ -139,11 +142,11 @@ def _recorded(lm: DiffusionLM, names: list[str]) -> Iterator[dict[str, tuple[Ten
             handle.remove()
 
 
-def _factor(lm: DiffusionLM, name: str, kind: str, like: Tensor) -> Tensor:
-    """Return the factor that leads back to full precision, 1 where the layer keeps none."""
+def _to_reference(lm: DiffusionLM, name: str, y_NO: Tensor) -> Tensor:
+    """Return an output of the module called ``name`` in full precision's terms, in float64."""
     module = lm.model.get_submodule(name)
-    factor = getattr(module, kind) if isinstance(module, QuantLinear) else None
-    return torch.ones((), dtype=like.dtype) if factor is None else factor.to(like)
+    wide = y_NO.double()
+    return module.to_reference(wide) if isinstance(module, QuantLinear) else wide
 
 
 def _add(sums: list[float], name: str, expected_NO: Tensor, found_NO: Tensor) -> None:

@@ -4,8 +4,10 @@ Notable:
 - quantized weights are stored as the floating-point values that they stand for ("fake" quantization):
   accuracy is that of the integers, speed and memory are not;
 - activations are rounded per token, symmetrically, with a scale computed when the token arrives;
+- a layer may turn its input by an orthogonal map before rounding it; its weight then reads turned
+  inputs, so the product is the same;
 - a layer keeps what an audit needs: its grid, its scheme, its method, and, where a method rescaled
-  the model around it, the factors that lead back to the full-precision layer's inputs and outputs.
+  or rotated the model around it, what leads back to the full-precision layer's inputs and outputs.
 
 Shapes: N tokens, I inputs, O outputs, G weight groups of an output channel.
 """
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.quant.grid import Grid
+from dllm_qbench.quant.rotation import hadamard_transform, inverse_hadamard_transform
 from dllm_qbench.quant.scheme import UNTOUCHED, Scheme
 
 # The linears of one block in forward order; those of one tuple read the same input.
@@ -31,22 +34,105 @@ BLOCK_GROUPS = (
 )
 
 
-def quantize_tokens(x: Tensor, bits: int) -> Tensor:
+def quantize_tokens(x: Tensor, bits: int, clip: float = 1.0) -> Tensor:
     """Round ``x [..., I]`` on a symmetric grid of its own for every token.
 
-    Scale absmax / q with q = 2^(bits-1) - 1, so nothing is clipped; a zero token stays zero. Ties
-    go to even. A NaN makes its whole token NaN, where evaluation finds and reports it.
+    Scale ``clip * absmax / q`` with q = 2^(bits-1) - 1: at ``clip`` 1 nothing is clipped, below it
+    values beyond that share of the token's largest magnitude are. A zero token stays zero. Ties go
+    to even. A NaN makes its whole token NaN, where evaluation finds and reports it.
     """
+    last = 2 ** (bits - 1) - 1
     wide = x.detach()
     if wide.dtype in (torch.float16, torch.bfloat16):
         wide = wide.float()
     # One temporary in all, and not torch.aminmax, which is several times slower here: at 4 and 8
     # bits this function is a good part of an evaluation.
     rounded = wide.abs()
-    scale = rounded.amax(-1, keepdim=True).div_(2 ** (bits - 1) - 1)
+    scale = rounded.amax(-1, keepdim=True).mul_(clip / last)
     # The smallest normal number instead of 0: a zero token divides to 0, not to NaN.
     scale.clamp_(min=torch.finfo(wide.dtype).tiny)
-    return torch.div(wide, scale, out=rounded).round_().mul_(scale).to(x.dtype)
+    torch.div(wide, scale, out=rounded).round_()
+    if clip < 1:
+        rounded.clamp_(-last, last)
+    return rounded.mul_(scale).to(x.dtype)
+
+
+class Rotation(nn.Module):
+    """An orthogonal map R of the last dimension, ``x -> x R``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x R`` for ``x [..., I]``."""
+        raise NotImplementedError
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return ``y R^T`` for ``y [..., I]``."""
+        raise NotImplementedError
+
+
+class HadamardRotation(Rotation):
+    """Flip signs, then transform every ``width`` neighbours: R = diag(signs) (I (x) H^T).
+
+    The signs come first: after them, no vector that a model is likely to hold (a constant one, above
+    all) is gathered into a single channel.
+
+    Attributes:
+        signs: ``[I]`` of +1 and -1, or ``None`` for H alone.
+        width: size of H; divides I.
+    """
+
+    signs: Tensor | None
+
+    def __init__(self, width: int, signs: Tensor | None = None) -> None:
+        super().__init__()
+        self.width = width
+        self.register_buffer("signs", signs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x R`` for ``x [..., I]``."""
+        if self.signs is not None:
+            x = x * self.signs.to(x)
+        return hadamard_transform(x.unflatten(-1, (-1, self.width))).flatten(-2)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return ``y R^T`` for ``y [..., I]``."""
+        y = inverse_hadamard_transform(y.unflatten(-1, (-1, self.width))).flatten(-2)
+        return y if self.signs is None else y * self.signs.to(y)
+
+
+class BlockRotation(Rotation):
+    """DuQuant's: rotate blocks, deal the channels out anew, rotate blocks again: R = A P B.
+
+    Attributes:
+        first, second: A and B's blocks, orthogonal, each ``[I / b, b, b]``.
+        order: ``[I]``; channel i after P is channel ``order[i]`` before it.
+    """
+
+    first: Tensor
+    order: Tensor
+    second: Tensor
+
+    def __init__(self, first: Tensor, order: Tensor, second: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("first", first)
+        self.register_buffer("order", order)
+        self.register_buffer("second", second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x R`` for ``x [..., I]``."""
+        return _by_block(_by_block(x, self.first)[..., self.order], self.second)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return ``y R^T`` for ``y [..., I]``."""
+        y = _by_block(y, self.second.mT)[..., self.order.argsort()]
+        return _by_block(y, self.first.mT)
+
+
+def _by_block(x: Tensor, blocks_bBB: Tensor) -> Tensor:
+    """Multiply block b of the last dimension by ``blocks[b]``, half precisions in float32."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    parts = wide.unflatten(-1, (-1, 1, blocks_bBB.shape[-1]))
+    out: Tensor = (parts @ blocks_bBB.to(wide)).flatten(-3).to(x.dtype)
+    return out
 
 
 class QuantLinear(nn.Module):
@@ -57,8 +143,12 @@ class QuantLinear(nn.Module):
         bias: ``[O]`` or ``None``; never quantized.
         scale, zero: the weight grid, ``[O, G]``; ``None`` where weights are 16 bits.
         scheme, method, symmetric: how the layer was made.
-        input_scale: ``[I]`` or ``None``: this layer reads the full-precision input divided by it.
-        output_scale: ``[O]`` or ``None``: its output times this is the full-precision one.
+        transform: applied to every input before rounding, or ``None``; ``weight`` reads its result.
+        act_clip: share of a token's largest magnitude at which activations are clipped; 1: nowhere.
+        input_scale, input_rotation: this layer reads the full-precision input divided by the one
+            ``[I]`` and turned by the other; ``None`` where the method has none.
+        output_scale, output_rotation: its output is the full-precision one divided by the one
+            ``[O]`` and turned by the other; ``None`` where the method has none.
     """
 
     weight: nn.Parameter
@@ -78,20 +168,46 @@ class QuantLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.scheme, self.method = scheme, method
-        self.symmetric = None if grid is None else grid.symmetric
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.method = method
+        self.register_buffer("scale", None)
+        self.register_buffer("zero", None)
+        self.requantize(weight, grid, scheme)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self.register_buffer("scale", None if grid is None else grid.scale.float())
-        self.register_buffer("zero", None if grid is None else grid.zero.float())
         self.register_buffer("input_scale", None)
         self.register_buffer("output_scale", None)
+        self.transform: Rotation | None = None
+        self.input_rotation: Rotation | None = None
+        self.output_rotation: Rotation | None = None
+        self.act_clip = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[..., I]`` to ``[..., O]``."""
+        x = self.turned(x)
         if self.scheme.act_bits != UNTOUCHED:
-            x = quantize_tokens(x, self.scheme.act_bits)
+            x = quantize_tokens(x, self.scheme.act_bits, self.act_clip)
         return F.linear(x, self.weight, self.bias)
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Return what the weight reads of an input ``[..., I]``, before rounding."""
+        return x if self.transform is None else self.transform(x)
+
+    def from_reference(self, x: Tensor) -> Tensor:
+        """Return what this layer reads where the full-precision layer reads ``x [..., I]``."""
+        x = x if self.input_scale is None else x / self.input_scale.to(x)
+        return x if self.input_rotation is None else self.input_rotation(x)
+
+    def to_reference(self, y: Tensor) -> Tensor:
+        """Return the full-precision layer's output where this layer's is ``y [..., O]``."""
+        y = y if self.output_rotation is None else self.output_rotation.inverse(y)
+        return y if self.output_scale is None else y * self.output_scale.to(y)
+
+    def requantize(self, weight: Tensor, grid: Grid | None, scheme: Scheme) -> None:
+        """Take another weight ``[O, I]``, its grid and a scheme; all else stays."""
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.scheme = scheme
+        self.symmetric = None if grid is None else grid.symmetric
+        self.scale = None if grid is None else grid.scale.float()
+        self.zero = None if grid is None else grid.zero.float()
 
     def extra_repr(self) -> str:
         """Return what ``repr(model)`` shows of this layer."""

@@ -19,7 +19,7 @@ from dllm_qbench.errors import QBenchError
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.calibration import calibration as draw_calibration
-from dllm_qbench.quant.methods import gptq, rtn, smoothquant
+from dllm_qbench.quant.methods import awq, duquant, gptq, quarot, rtn, smoothquant
 from dllm_qbench.quant.scheme import Scheme
 
 
@@ -48,7 +48,10 @@ class Method:
 METHODS: Mapping[str, Method] = {
     rtn.NAME: Method(rtn.quantize_model, False, rtn.symmetric_by_default),
     gptq.NAME: Method(gptq.quantize_model, True, gptq.symmetric_by_default),
+    awq.NAME: Method(awq.quantize_model, True, awq.symmetric_by_default),
     smoothquant.NAME: Method(smoothquant.quantize_model, True, smoothquant.symmetric_by_default),
+    quarot.NAME: Method(quarot.quantize_model, True, quarot.symmetric_by_default),
+    duquant.NAME: Method(duquant.quantize_model, True, duquant.symmetric_by_default),
 }
 
 
@@ -65,12 +68,13 @@ def quantize(
 
     Args:
         lm: full precision; bit-identical afterwards.
-        method: ``"rtn"``, ``"gptq"`` or ``"smoothquant"``.
+        method: ``"rtn"``, ``"gptq"``, ``"awq"``, ``"smoothquant"``, ``"quarot"`` or ``"duquant"``.
         scheme: such as ``"W4A16-g64"``.
         calibration: what :func:`dllm_qbench.calibration` returns; ``None`` draws its default with
             seed 0. ``rtn`` does not look at it.
         **parameters: of the method, in place of its defaults (``damp`` and ``act_order`` of
-            ``gptq``, ``alpha`` of ``smoothquant``).
+            ``gptq``, ``alpha`` of ``smoothquant``, ``weights`` and ``seed`` of ``quarot``, ...):
+            the keyword-only ones of its ``quantize_model``.
 
     Returns:
         A new model of the same name whose ``recipe`` says how it was made.

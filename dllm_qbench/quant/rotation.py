@@ -98,10 +98,13 @@ def random_hadamard(n: int, seed: int) -> Tensor:
     """Return a randomised Hadamard matrix ``[n, n]`` in float64: the columns' signs are drawn from
     ``seed``.
     """
-    signs = (
-        torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
-    )
-    return hadamard_matrix(n) * signs
+    return hadamard_matrix(n) * random_signs(n, seed)
+
+
+def random_signs(n: int, seed: int) -> Tensor:
+    """Return ``[n]`` of +1 and -1 in float64, drawn from ``seed``."""
+    drawn = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed))
+    return drawn.double() * 2 - 1
 
 
 def random_orthogonal(n: int, seed: int) -> Tensor:

@@ -183,7 +183,8 @@ def test_nan_weight_is_an_error_that_names_the_module(method: str, name: str) ->
 
 def test_unknown_method_scheme_and_parameter_are_named() -> None:
     lm = tiny_llada()
-    with pytest.raises(QBenchError, match="'gtpq' is unknown; methods: rtn, gptq, smoothquant"):
+    methods = "rtn, gptq, awq, smoothquant, quarot, duquant"
+    with pytest.raises(QBenchError, match=f"'gtpq' is unknown; methods: {methods}"):
         qb.quantize(lm, "gtpq", "W4A16")
     with pytest.raises(SchemeError, match="activations must be 4, 8 or 16 bits"):
         qb.quantize(lm, "rtn", "W4A5")

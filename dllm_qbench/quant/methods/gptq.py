@@ -28,6 +28,7 @@ What published code leaves open, settled here:
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -178,28 +179,55 @@ def quantize_model(
     rounding. Linears that read the same input share one H and are solved as one stacked weight:
     rows do not interact.
     """
+    symmetric = scheme.is_symmetric(symmetric_by_default(scheme))
+    for name, weight, grid in solved_weights(
+        model, scheme, calibration, symmetric, damp, act_order, token_cap
+    ):
+        put(model, name, QuantLinear(weight, _linear(model, name).bias, grid, scheme, NAME))
+
+
+def solved_weights(
+    model: nn.Module,
+    scheme: Scheme,
+    calibration: Calibration,
+    symmetric: bool,
+    damp: float,
+    act_order: bool,
+    token_cap: float | None,
+) -> Iterator[tuple[str, Tensor, Grid | None]]:
+    """Yield name, dequantized weight and grid of every targeted linear, in forward order.
+
+    Whoever iterates puts each weight in place before asking for the next: later inputs come from
+    there. A layer that turns its inputs is solved against the turned ones.
+    """
     if token_cap is not None and not token_cap > 0:
         raise ValueError(f"gptq: token_cap must be above 0, or None, found {token_cap}")
     target_names(model)  # refuses a model with linears that no group covers
-    symmetric = scheme.is_symmetric(symmetric_by_default(scheme))
     runner = BlockRunner(model, calibration)
     for index, block in enumerate(blocks(model)):
         for names, inputs in runner.stages(block):
-            linears = [block.get_submodule(name) for name in names]
-            stacked = torch.cat([linear.weight for linear in linears])  # type: ignore[misc]
+            linears = [_linear(block, name) for name in names]
+            stacked = torch.cat([linear.weight for linear in linears])
+            first = linears[0]
+            if isinstance(first, QuantLinear):
+                inputs = [first.turned(x_NI) for x_NI in inputs]
             try:
                 H_II = second_moment(inputs, token_cap)
                 values, grid = solve(stacked, H_II, scheme, symmetric, damp, act_order)
             except NonFiniteError as error:
                 raise NonFiniteError(f"model.layers.{index}.{names[0]}: {error}") from error
-            first = 0
+            start = 0
             for name, linear in zip(names, linears, strict=True):
-                assert isinstance(linear, nn.Linear)
-                rows = slice(first, first + linear.out_features)
-                first = rows.stop
+                rows = slice(start, start + linear.out_features)
+                start = rows.stop
                 own = None if grid is None else grid.rows(rows)
-                weight = values[rows].to(linear.weight.dtype)
-                put(block, name, QuantLinear(weight, linear.bias, own, scheme, NAME))
+                yield f"model.layers.{index}.{name}", values[rows].to(linear.weight.dtype), own
+
+
+def _linear(owner: nn.Module, name: str) -> nn.Linear | QuantLinear:
+    linear = owner.get_submodule(name)
+    assert isinstance(linear, nn.Linear | QuantLinear)
+    return linear
 
 
 def _check(weight: Tensor, hessian: Tensor, damp: float) -> None:

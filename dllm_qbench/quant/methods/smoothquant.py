@@ -23,6 +23,7 @@ What published code leaves open, settled here:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -50,9 +51,18 @@ def smoothing_factors(act_max: Tensor, weight_max: Tensor, alpha: float) -> Tens
 
 
 def smooth(
-    model: nn.Module, calibration: Calibration, alpha: float
+    model: nn.Module,
+    calibration: Calibration,
+    alpha: float,
+    writers: Collection[str] | None = None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Apply all four smoothings to every block of ``model``, in place; its function is unchanged.
+    """Apply smoothings to every block of ``model``, in place; its function is unchanged.
+
+    Args:
+        model: changed in place.
+        calibration: what the channels' maxima are taken over.
+        alpha: equation 4's.
+        writers: of :data:`WRITERS`, whose channels to smooth; ``None`` means all four.
 
     Returns:
         For each linear by full name, ``"input"``: s ``[I]`` by which its input is now divided, and,
@@ -61,7 +71,9 @@ def smooth(
     maxima = channel_maxima(model, calibration)
     factors: dict[str, dict[str, Tensor]] = {}
     for index, (block, act_max) in enumerate(zip(blocks(model), maxima, strict=True)):
-        for names, writer in zip(BLOCK_GROUPS, _WRITERS, strict=True):
+        for names, writer in zip(BLOCK_GROUPS, WRITERS, strict=True):
+            if writers is not None and writer not in writers:
+                continue
             linears = [block.get_submodule(name) for name in names]
             weight_max = torch.stack([_weight(m).abs().amax(0) for m in linears]).amax(0)
             x_max = act_max[names[0]]
@@ -78,16 +90,16 @@ def smooth(
                 written = s = smoothing_factors(x_max, weight_max, alpha)
             _divide(source, written)
             if writer in _LINEAR_WRITERS:
-                factors[f"model.layers.{index}.{writer}"]["output"] = written
+                factors.setdefault(f"model.layers.{index}.{writer}", {})["output"] = written
             for name, linear in zip(names, linears, strict=True):
                 weight = _weight(linear)
                 weight.copy_(weight.double() * s)
-                factors[f"model.layers.{index}.{name}"] = {"input": s}
+                factors.setdefault(f"model.layers.{index}.{name}", {})["input"] = s
     return factors
 
 
 # What writes the channels that each group of linears reads.
-_WRITERS = ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj")
+WRITERS = ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj")
 _LINEAR_WRITERS = ("self_attn.v_proj", "mlp.up_proj")
 
 
