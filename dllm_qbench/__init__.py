@@ -26,6 +26,7 @@ _HOMES = {
     "Record": "dllm_qbench.records",
     "Scheme": "dllm_qbench.quant.scheme",
     "Verdict": "dllm_qbench.verdict.judge",
+    "audit": "dllm_qbench.quant.audits",
     "calibration": "dllm_qbench.quant.calibration",
     "evaluate": "dllm_qbench.evaluation.evaluate",
     "judge": "dllm_qbench.verdict.judge",
@@ -41,6 +42,7 @@ __all__ = [
     "Scheme",
     "Verdict",
     "__version__",
+    "audit",
     "calibration",
     "evaluate",
     "judge",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from dllm_qbench.evaluation.evaluate import evaluate
     from dllm_qbench.models.lm import DiffusionLM
     from dllm_qbench.models.loading import load
+    from dllm_qbench.quant.audits import audit
     from dllm_qbench.quant.calibration import Calibration, calibration
     from dllm_qbench.quant.quantize import quantize
     from dllm_qbench.quant.scheme import Scheme

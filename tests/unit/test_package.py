@@ -31,6 +31,7 @@ PUBLIC = (
     "Record",
     "Scheme",
     "Verdict",
+    "audit",
     "calibration",
     "evaluate",
     "judge",
