@@ -31,6 +31,7 @@ _HOMES = {
     "evaluate": "dllm_qbench.evaluation.evaluate",
     "judge": "dllm_qbench.verdict.judge",
     "load": "dllm_qbench.models.loading",
+    "outliers": "dllm_qbench.evaluation.outliers",
     "quantize": "dllm_qbench.quant.quantize",
 }
 __all__ = [
@@ -47,12 +48,14 @@ __all__ = [
     "evaluate",
     "judge",
     "load",
+    "outliers",
     "quantize",
 ]
 
 if TYPE_CHECKING:
     from dllm_qbench.errors import QBenchError
     from dllm_qbench.evaluation.evaluate import evaluate
+    from dllm_qbench.evaluation.outliers import outliers
     from dllm_qbench.models.lm import DiffusionLM
     from dllm_qbench.models.loading import load
     from dllm_qbench.quant.audits import audit

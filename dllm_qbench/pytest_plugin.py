@@ -121,7 +121,10 @@ def _quantizer(method: str) -> Callable[[Run], Quantizer]:
 
 rtn = _quantizer("rtn")
 gptq = _quantizer("gptq")
+awq = _quantizer("awq")
 smoothquant = _quantizer("smoothquant")
+quarot = _quantizer("quarot")
+duquant = _quantizer("duquant")
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ PUBLIC = (
     "evaluate",
     "judge",
     "load",
+    "outliers",
     "quantize",
 )
 # What is needed to read options, records and baselines and to judge: none of it touches a tensor.
