@@ -27,6 +27,7 @@ from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.seeding import derive
 
 MASK_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SEQUENCES = 512
 _RANDOM_LENGTH = 32  # of random sequences, where no length is given
 
 
@@ -54,7 +55,7 @@ class _Sequence:
 def calibration(
     lm: DiffusionLM,
     seed: int = 0,
-    sequences: int = 128,
+    sequences: int | None = None,
     length: int | None = None,
     mask_ratios: Sequence[float] = MASK_RATIOS,
     texts: Sequence[str | tuple[str, str]] | None = None,
@@ -65,7 +66,8 @@ def calibration(
     Args:
         lm: gives tokenizer, mask token and vocabulary; its weights play no part.
         seed: of the texts and of the masks.
-        sequences: how many; given texts or ids are used from the first on.
+        sequences: how many; by default all that are given, else 512 (drawn ones are short: some
+            12,000 tokens in all). Given texts or ids are used from the first on.
         length: longer sequences are cut to it; ``None`` keeps them whole.
         mask_ratios: sequence i has ratio ``mask_ratios[i % len(mask_ratios)]``.
         texts: texts, or pairs (prompt, answer). Without texts and ids, an embedded model takes
@@ -81,6 +83,9 @@ def calibration(
         raise CalibrationError(
             f"calibration: mask_ratios must lie in 0..1, at least one; found {ratios}"
         )
+    if sequences is None:
+        given = texts if texts is not None else ids
+        sequences = _SEQUENCES if given is None else len(given)
     if sequences < 1:
         raise CalibrationError(f"calibration: sequences must be at least 1, found {sequences}")
     if length is not None and length < 1:

@@ -106,7 +106,7 @@ def test_recipe_is_complete_json_and_its_hash_tells_recipes_apart() -> None:
         "method": "gptq",
         "scheme": "W4A16-g20",
         "symmetric": False,
-        "parameters": {"damp": 0.01, "act_order": True, "token_cap": 4.0},
+        "parameters": {"damp": 0.01, "act_order": True, "token_cap": 2.0},
     }
     others = [
         qb.quantize(lm, "gptq", "W4A16-g20", data(lm)),

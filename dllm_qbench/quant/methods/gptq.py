@@ -170,7 +170,7 @@ def quantize_model(
     *,
     damp: float = 0.01,
     act_order: bool = False,
-    token_cap: float | None = 4.0,
+    token_cap: float | None = 2.0,
 ) -> None:
     """Replace every targeted linear of ``model``, in place, truly sequentially.
 

@@ -71,7 +71,7 @@ def quantize_model(
     seed: int = 0,
     damp: float = 0.01,
     act_order: bool = False,
-    token_cap: float | None = 4.0,
+    token_cap: float | None = 2.0,
     act_clip: float = 1.0,
 ) -> None:
     """Rotate ``model`` and replace every targeted linear, in place.
