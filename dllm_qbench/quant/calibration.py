@@ -45,6 +45,10 @@ class Calibration:
     attention_mask: Tensor
     recipe: Mapping[str, Any]
 
+    def first(self, sequences: int) -> Calibration:
+        """Return the first ``sequences``; the recipe stays that of the whole."""
+        return Calibration(self.ids[:sequences], self.attention_mask[:sequences], self.recipe)
+
 
 @dataclass(frozen=True)
 class _Sequence:

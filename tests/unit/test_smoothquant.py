@@ -145,3 +145,18 @@ def test_alpha_outside_zero_to_one_is_an_error() -> None:
     lm = tiny_llada()
     with pytest.raises(ValueError, match=r"alpha must lie in 0\.\.1, found 1\.5"):
         qb.quantize(lm, "smoothquant", "W8A8", data(lm), alpha=1.5)
+
+
+def test_only_the_first_sequences_are_looked_at() -> None:
+    """A maximum grows with the tokens it is taken over, so their number is part of the recipe."""
+    lm = tiny_llada()
+    many, few = (qb.calibration(lm, seed=0, sequences=n) for n in (40, 16))
+    made = qb.quantize(lm, "smoothquant", "W4A4", many, sequences=16)
+    same = qb.quantize(lm, "smoothquant", "W4A4", few)
+    assert made.fingerprint() == same.fingerprint()
+    whole = qb.quantize(lm, "smoothquant", "W4A4", many)
+    assert whole.fingerprint() != made.fingerprint()
+    assert made.recipe is not None
+    assert made.recipe["parameters"] == {"alpha": 0.5, "sequences": 16}
+    with pytest.raises(ValueError, match="sequences must be at least 1"):
+        qb.quantize(lm, "smoothquant", "W4A4", few, sequences=0)

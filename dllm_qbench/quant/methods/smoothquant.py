@@ -15,6 +15,8 @@ What published code leaves open, settled here:
 - **v -> o** with grouped heads: a channel of v feeds the same channel of each query head of its
   group, so these share one s, from the maximum over the group;
 - **dead channels**, whose inputs or weights are all 0, keep s = 1;
+- **how much data**: a maximum grows with the tokens it is taken over and does not settle as a mean
+  does, so their number is part of the recipe: the first 128 sequences of whatever is given;
 - statistics are those of the full-precision model, all taken before anything is changed, over real
   tokens, masked ones included;
 - weights symmetric per output channel (or group, if the scheme has one), activations symmetric per
@@ -104,13 +106,23 @@ _LINEAR_WRITERS = ("self_attn.v_proj", "mlp.up_proj")
 
 
 def quantize_model(
-    model: nn.Module, scheme: Scheme, calibration: Calibration, *, alpha: float = 0.5
+    model: nn.Module,
+    scheme: Scheme,
+    calibration: Calibration,
+    *,
+    alpha: float = 0.5,
+    sequences: int = 128,
 ) -> None:
-    """Smooth ``model`` and replace every targeted linear, in place."""
+    """Smooth ``model`` and replace every targeted linear, in place.
+
+    The first ``sequences`` of the calibration are looked at, or all where there are fewer.
+    """
+    if sequences < 1:
+        raise ValueError(f"smoothquant: sequences must be at least 1, found {sequences}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"smoothquant: alpha must lie in 0..1, found {alpha}")
     names = target_names(model)
-    factors = smooth(model, calibration, alpha)
+    factors = smooth(model, calibration.first(sequences), alpha)
     symmetric = scheme.is_symmetric(symmetric_by_default(scheme))
     for name in names:
         linear = model.get_submodule(name)
