@@ -443,7 +443,7 @@ def test_contract_looks_at_the_sequences(drawn: dict[str, Any], message: str) ->
 
 def test_contract_wants_more_tokens_than_inputs() -> None:
     lm = reference(mlp_hidden_size=300)
-    made = qb.quantize(lm, "smoothquant", "W8A8", qb.calibration(lm, length=2))
+    made = qb.quantize(lm, "smoothquant", "W8A8", qb.calibration(lm, sequences=128, length=2))
     (found,) = only("calibration_contract", made, lm)
     assert "256 tokens in all; expected at least 300" in found.message
 
