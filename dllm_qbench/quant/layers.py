@@ -130,9 +130,10 @@ class BlockRotation(Rotation):
 def _by_block(x: Tensor, blocks_bBB: Tensor) -> Tensor:
     """Multiply block b of the last dimension by ``blocks[b]``, half precisions in float32."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    parts = wide.unflatten(-1, (-1, 1, blocks_bBB.shape[-1]))
-    out: Tensor = (parts @ blocks_bBB.to(wide)).flatten(-3).to(x.dtype)
-    return out
+    # One product of all tokens for each block: broadcasting would copy the blocks for each token.
+    parts_bNB = wide.reshape(-1, *blocks_bBB.shape[:2]).transpose(0, 1)
+    turned_bNB = torch.bmm(parts_bNB, blocks_bBB.to(wide))
+    return turned_bNB.transpose(0, 1).reshape(x.shape).to(x.dtype)
 
 
 class QuantLinear(nn.Module):
