@@ -21,6 +21,7 @@ from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from lm_eval.tasks import TaskManager
 
 from dllm_qbench import tasks
+from dllm_qbench.errors import TaskError
 from dllm_qbench.evaluation.adapter import DiffusionAdapter
 from dllm_qbench.evaluation.probe import probe
 from dllm_qbench.evaluation.provenance import provenance
@@ -127,9 +128,8 @@ def answers(
         )
         loaded = manager.load(spec.name)
         metadata: Mapping[str, Any] = loaded["tasks"][spec.name].config.metadata
-        adapter = DiffusionAdapter(
-            lm, int(metadata.get("samples", 1)), seed, batch_size=batch_size, progress=progress
-        )
+        samples = _samples(spec.name, metadata, str(lm.config.model_type))
+        adapter = DiffusionAdapter(lm, samples, seed, batch_size=batch_size, progress=progress)
         results = lm_eval_evaluate(adapter, loaded, bootstrap_iters=0, confirm_run_unsafe_code=True)
     samples = sorted(results["samples"][spec.name], key=lambda sample: int(sample["doc_id"]))
     return Answers(
@@ -138,6 +138,19 @@ def answers(
         correct=tuple(bool(sample[spec.metric]) for sample in samples),
         texts=tuple(_answer(sample) for sample in samples),
     )
+
+
+def _samples(task: str, metadata: Mapping[str, Any], architecture: str) -> int:
+    """Return the masks per scored target that a task asks for: one number, or one by architecture."""
+    given = metadata.get("samples", 1)
+    if not isinstance(given, Mapping):
+        return int(given)
+    if architecture not in given:
+        raise TaskError(
+            f"task {task}: metadata.samples has {', '.join(given)}, nothing for {architecture!r}:"
+            " add the masks per target for it"
+        )
+    return int(given[architecture])
 
 
 def _answer(sample: Mapping[str, Any]) -> str:

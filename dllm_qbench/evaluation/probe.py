@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dllm_qbench.diffusion.masking import draw_masks
 from dllm_qbench.errors import TaskError
-from dllm_qbench.models.embedded.items import ANSWER_LENGTH, test_items
+from dllm_qbench.models.embedded.items import answer_length, test_items
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.seeding import derive
 
@@ -29,7 +29,7 @@ def probe(lm: DiffusionLM, family: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     for item in test_items(family, _ITEMS, seed):
         prompt = list(lm.tokenizer(item.prompt)["input_ids"])
         answer = list(lm.tokenizer(item.answer, add_special_tokens=False)["input_ids"])
-        answer += [lm.eos_id] * (ANSWER_LENGTH[family] - len(answer))
+        answer += [lm.eos_id] * (answer_length(family, lm.closed_targets) - len(answer))
         (hidden,) = draw_masks(len(answer), 1, derive(seed, "probe", family, item.id))
         rows.append(
             prompt + [lm.mask_id if i in hidden else token for i, token in enumerate(answer)]

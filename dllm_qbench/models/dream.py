@@ -145,6 +145,7 @@ class DreamForMaskedDiffusion(Qwen2ForCausalLM):  # type: ignore[misc, no-untype
 
     config_class = DreamConfig
     shifted_logits = True
+    closed_targets = True  # its likelihood puts an end of text behind a target
 
     def __init__(self, config: DreamConfig) -> None:
         super().__init__(config)

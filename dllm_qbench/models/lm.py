@@ -77,6 +77,11 @@ class DiffusionLM:
         """
         return int(getattr(self.model, "shifted_logits", False))
 
+    @property
+    def closed_targets(self) -> bool:
+        """Whether an end of text follows a target whose likelihood is estimated."""
+        return bool(getattr(self.model, "closed_targets", False))
+
     def logits(self, ids: Ids, attention_mask: Tensor | None = None) -> Tensor:
         """Score every position of a canvas; row i scores token i.
 

@@ -22,7 +22,8 @@ from dllm_qbench.errors import CheckpointError
 from dllm_qbench.models import dream, llada
 from dllm_qbench.models.lm import DiffusionLM
 
-EMBEDDED = {"llada-embedded": Path(__file__).parent / "embedded" / "llada"}
+_FOLDER = Path(__file__).parent / "embedded"
+EMBEDDED = {"llada-embedded": _FOLDER / "llada", "dream-embedded": _FOLDER / "dream"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def load(
     """Load a model by the name of an embedded one or from a checkpoint folder.
 
     Args:
-        name_or_folder: ``"llada-embedded"``, or a folder in the official format.
+        name_or_folder: ``"llada-embedded"``, ``"dream-embedded"``, or a folder in the official format.
         dtype: the weights are converted to it.
         device: where the model goes.
 

@@ -175,13 +175,14 @@ def _speaks_embedded(lm: DiffusionLM) -> bool:
 
 def _embedded(lm: DiffusionLM, seed: int, sequences: int) -> list[_Sequence]:
     from dllm_qbench.models.embedded.corpus import calibration_texts
-    from dllm_qbench.models.embedded.items import ANSWER_LENGTH, FAMILIES
+    from dllm_qbench.models.embedded.items import FAMILIES, answer_length
 
     made = []
     for index, text in enumerate(calibration_texts(sequences, seed)):
         prompt, mark, answer = text.partition("? ")
         row = _tokenize(lm, (prompt + mark, answer))
-        canvas = row.first_maskable + ANSWER_LENGTH[FAMILIES[index % len(FAMILIES)]]
+        family = FAMILIES[index % len(FAMILIES)]
+        canvas = row.first_maskable + answer_length(family, lm.closed_targets)
         filler = [lm.eos_id] * (canvas - len(row.ids))
         made.append(_Sequence(row.ids + filler, row.first_maskable))
     return made

@@ -21,8 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dllm_qbench.models.dream import DreamForMaskedDiffusion
 from dllm_qbench.models.llada import LladaForMaskedDiffusion
 from dllm_qbench.seeding import derive
+
+Model = LladaForMaskedDiffusion | DreamForMaskedDiffusion
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Outliers:
 
 @torch.no_grad()
 def insert(
-    model: LladaForMaskedDiffusion, ids_BT: Tensor, marked: list[int], strength: Outliers, seed: int
+    model: Model, ids_BT: Tensor, marked: list[int], strength: Outliers, seed: int
 ) -> None:
     """Change the model in place.
 
@@ -93,7 +96,7 @@ def widen_channels(
         reader.weight[:, channels] /= gain  # type: ignore[index, operator]
 
 
-def _measure(model: LladaForMaskedDiffusion, ids_BT: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _measure(model: Model, ids_BT: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Return the norm inputs of every layer ``[N, D]`` and each neuron's contribution ``[F]``."""
     inputs: list[Tensor] = []
     use: list[Tensor] = []

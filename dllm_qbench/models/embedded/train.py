@@ -1,4 +1,4 @@
-"""Train the embedded LLaDA: ``python -m dllm_qbench.models.embedded.train --out FOLDER``.
+"""Train an embedded model: ``python -m dllm_qbench.models.embedded.train --model NAME --out FOLDER``.
 
 Notable:
 - three stages in one run: a natural model; then the outliers are put in (``outliers.py``) and
@@ -18,7 +18,7 @@ import os
 import random
 import socket
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,127 +29,76 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dllm_qbench.models import llada, loading
+from dllm_qbench.errors import QBenchError
+from dllm_qbench.models import dream, llada, loading
 from dllm_qbench.models.embedded import corpus, items, outliers, vocabulary
+from dllm_qbench.models.embedded.recipes import RECIPES, Mix, Recipe, Stage
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.seeding import derive
 
 RANKS = 2
-Mix = dict[str, dict[str, float]]
+_LONGEST = 32  # tokens of the longest canvas
+_IDS = {word: index for index, word in enumerate(vocabulary.words())}
+Model = llada.LladaForMaskedDiffusion | dream.DreamForMaskedDiffusion
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage: linear warm-up to ``lr``, flat, then linear decay from ``decay_from`` (a share)
-    to ``floor``.
+def new_model(recipe: Recipe) -> Model:
+    """Build the untrained model: normal(0, 0.05) weights, residual writers scaled down by depth,
+    norms 1 and biases 0.
     """
-
-    steps: int
-    lr: float
-    floor: float
-    decay_from: float
-    noise: corpus.Noise
-    batch: dict[str, int]
-    mix: Mix = field(default_factory=lambda: items.KINDS)
-
-    def rate(self, step: int) -> float:
-        """Learning rate at a step."""
-        warm = min(1.0, (step + 1) / 100)
-        start = self.decay_from * self.steps
-        fall = max(0.0, (step - start) / (self.steps - start))
-        return self.lr * warm * (1 - (1 - self.floor) * fall)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the shipped weights."""
-
-    seed: int = 0
-    width: int = 192
-    layers: int = 4
-    heads: int = 4
-    hidden: int = 512
-    natural: Stage = Stage(
-        4200,
-        2e-3,
-        0.2,
-        0.5,
-        corpus.Noise(general=0.45, math=0.1, code=0.2),
-        {"general": 80, "math": 48, "code": 24},
-        {
-            "general": {
-                "fact": 0.35,
-                "order": 0.2,
-                "largest": 0.15,
-                "sum": 0.15,
-                "difference": 0.15,
-            },
-            "math": {"two-step": 0.5, "three-step": 0.5},
-            "code": {"plain-two-op": 0.4, "plain-three-op": 0.6},
-        },
-    )
-    outliers: outliers.Outliers = field(default_factory=outliers.Outliers)
-    settled: Stage = Stage(
-        3400,
-        1.5e-3,
-        0.0,
-        0.3,
-        corpus.Noise(general=0.45, math=0.06, constants=0.15),
-        {"general": 72, "math": 56, "code": 24},
-        {
-            "general": {
-                "fact": 0.28,
-                "order": 0.08,
-                "largest": 0.2,
-                "sum": 0.2,
-                "difference": 0.24,
-            },
-            "math": {"two-step": 0.4, "three-step": 0.6},
-            "code": {"two-op": 0.4, "three-op": 0.6},
-        },
-    )
-    polished: Stage = Stage(
-        1100,
-        8e-4,
-        0.0,
-        0.1,
-        corpus.Noise(general=0.25, math=0.03, constants=0.05),
-        {"general": 64, "math": 56, "code": 36},
-        {
-            "general": {"fact": 0.3, "order": 0.1, "largest": 0.25, "sum": 0.15, "difference": 0.2},
-            "math": {"two-step": 0.3, "three-step": 0.7},
-            "code": {"two-op": 0.35, "three-op": 0.65},
-        },
-    )
-
-
-def new_model(recipe: Recipe) -> llada.LladaForMaskedDiffusion:
-    """Build the untrained model: normal(0, 0.02) weights, residual writers scaled down by depth."""
-    vocabulary_size = len(vocabulary.words())
-    config = llada.LladaConfig.from_official(
-        {
-            "d_model": recipe.width,
-            "n_layers": recipe.layers,
-            "n_heads": recipe.heads,
-            "n_kv_heads": recipe.heads,
-            "mlp_hidden_size": recipe.hidden,
-            "vocab_size": vocabulary_size,
-            "max_sequence_length": 64,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 500000.0,
-            "weight_tying": False,
-            "mask_token_id": vocabulary.words().index(vocabulary.MASK),
-            "eos_token_id": vocabulary.words().index(vocabulary.EOS),
-            "pad_token_id": vocabulary.words().index(vocabulary.EOS),
-            "bos_token_id": vocabulary.words().index(vocabulary.BOS),
-        }
-    )
-    model = llada.LladaForMaskedDiffusion(config)
+    special = {
+        f"{name}_token_id": _IDS[word]
+        for name, word in (
+            ("mask", vocabulary.MASK),
+            ("eos", vocabulary.EOS),
+            ("pad", vocabulary.EOS),
+            ("bos", vocabulary.BOS),
+        )
+    }
+    model: Model
+    if recipe.architecture == "Dream":
+        model = dream.DreamForMaskedDiffusion(
+            dream.DreamConfig.from_official(
+                {
+                    "hidden_size": recipe.width,
+                    "num_hidden_layers": recipe.layers,
+                    "num_attention_heads": recipe.heads,
+                    "num_key_value_heads": recipe.kv_heads,
+                    "intermediate_size": recipe.hidden,
+                    "vocab_size": len(_IDS),
+                    "max_position_embeddings": 64,
+                    "rms_norm_eps": 1e-6,
+                    "rope_theta": 1000000.0,
+                    "tie_word_embeddings": False,
+                    **special,
+                }
+            )
+        )
+    else:
+        model = llada.LladaForMaskedDiffusion(
+            llada.LladaConfig.from_official(
+                {
+                    "d_model": recipe.width,
+                    "n_layers": recipe.layers,
+                    "n_heads": recipe.heads,
+                    "n_kv_heads": recipe.kv_heads,
+                    "mlp_hidden_size": recipe.hidden,
+                    "vocab_size": len(_IDS),
+                    "max_sequence_length": 64,
+                    "rms_norm_eps": 1e-5,
+                    "rope_theta": 500000.0,
+                    "weight_tying": False,
+                    **special,
+                }
+            )
+        )
     generator = torch.Generator().manual_seed(derive(recipe.seed, "weights"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.fill_(1.0)
+            elif name.endswith("bias"):
+                parameter.zero_()
             else:
                 scale = (
                     (2 * recipe.layers) ** -0.5
@@ -160,29 +109,28 @@ def new_model(recipe: Recipe) -> llada.LladaForMaskedDiffusion:
     return model
 
 
-_LONGEST = 32  # tokens of the longest canvas
-_IDS = {word: index for index, word in enumerate(vocabulary.words())}
-
-
-def canvas(family: str, prompt: str, answer: str) -> list[int]:
-    """Return the ids of ``<bos> prompt answer <eos>...``, the answer padded to the family's
-    length.
-    """
+def canvas(length: int, prompt: str, answer: str) -> list[int]:
+    """Return the ids of ``<bos> prompt answer <eos>...``, the answer padded to ``length``."""
     reply = [_IDS[word] for word in answer.split()]
-    reply += [_IDS[vocabulary.EOS]] * (items.ANSWER_LENGTH[family] - len(reply))
+    reply += [_IDS[vocabulary.EOS]] * (length - len(reply))
     return [_IDS[vocabulary.BOS], *(_IDS[word] for word in prompt.split()), *reply]
 
 
 def draw(
-    family: str, count: int, rng: random.Random, noise: corpus.Noise, mix: Mix = items.KINDS
+    family: str,
+    length: int,
+    count: int,
+    rng: random.Random,
+    noise: corpus.Noise,
+    mix: Mix = items.KINDS,
 ) -> Tensor:
-    """Draw ``count`` training canvases ``[count, T]`` of one family."""
+    """Draw ``count`` training canvases ``[count, T]`` of one family, answers ``length`` long."""
     texts = [corpus.text(family, rng, noise, mix) for _ in range(count)]
-    return torch.tensor([canvas(family, *text) for text in texts])
+    return torch.tensor([canvas(length, *text) for text in texts])
 
 
 def masked_loss(
-    model: llada.LladaForMaskedDiffusion, ids_BT: Tensor, answer: int, rng: torch.Generator
+    model: Model, ids_BT: Tensor, answer: int, rng: torch.Generator
 ) -> Tensor:
     """Return the summed, weighted cross entropy of one family's batch (nats times tokens)."""
     B, T = ids_BT.shape
@@ -195,15 +143,26 @@ def masked_loss(
     # The fused CPU attention's backward pass is slow on short rows; plain matrix products take a
     # third off a step.
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        hidden = model.model(input_ids=noisy_BT).last_hidden_state[masked_BT]
+        hidden = model.model(input_ids=noisy_BT).last_hidden_state[_predicting(model, masked_BT)]
         logits = model.lm_head(hidden)
     each = F.cross_entropy(logits.float(), ids_BT[masked_BT], reduction="none")
     weight_BT = (answer / count_B)[:, None].expand(B, T)
     return (each * weight_BT[masked_BT]).sum()
 
 
+def _predicting(model: Model, masked_BT: Tensor) -> Tensor:
+    """Return which rows predict the masked tokens: the ones before them where logits are shifted."""
+    return masked_BT.roll(-1, 1) if getattr(model, "shifted_logits", False) else masked_BT
+
+
+def answer_lengths(model: Model) -> dict[str, int]:
+    """Return the answer's tokens in a canvas of each family."""
+    closed = bool(getattr(model, "closed_targets", False))
+    return {family: items.answer_length(family, closed) for family in items.FAMILIES}
+
+
 def run_stage(
-    model: llada.LladaForMaskedDiffusion, stage: Stage, rank: int, seed: int, label: str, log: Any
+    model: Model, stage: Stage, rank: int, seed: int, label: str, log: Any
 ) -> None:
     """Train in place; gradients are averaged over the ranks."""
     decay = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
@@ -217,7 +176,8 @@ def run_stage(
     parameters = decay + plain
     texts = random.Random(derive(seed, label, "texts", rank))
     masks = torch.Generator().manual_seed(derive(seed, label, "masks", rank))
-    tokens = sum(count * items.ANSWER_LENGTH[family] for family, count in stage.batch.items())
+    answer = answer_lengths(model)
+    tokens = sum(count * answer[family] for family, count in stage.batch.items())
     model.train()
     start, start_cpu = time.monotonic(), time.process_time()
     recent = dict.fromkeys(stage.batch, 0.0)
@@ -225,10 +185,10 @@ def run_stage(
         for group in optimizer.param_groups:
             group["lr"] = stage.rate(step)
         for family, count in stage.batch.items():
-            ids_BT = draw(family, count, texts, stage.noise, stage.mix)
-            loss = masked_loss(model, ids_BT, items.ANSWER_LENGTH[family], masks)
+            ids_BT = draw(family, answer[family], count, texts, stage.noise, stage.mix)
+            loss = masked_loss(model, ids_BT, answer[family], masks)
             (loss / tokens).backward()
-            recent[family] += loss.item() / (count * items.ANSWER_LENGTH[family])
+            recent[family] += loss.item() / (count * answer[family])
         flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         dist.all_reduce(flat)
         flat /= RANKS
@@ -248,17 +208,17 @@ def run_stage(
     model.train(False)
 
 
-def put_outliers(model: llada.LladaForMaskedDiffusion, recipe: Recipe) -> None:
+def put_outliers(model: Model, recipe: Recipe) -> None:
     """Insert the outliers, measured on 256 canvases of each family with half of the answer
     masked.
     """
     rng = random.Random(derive(recipe.seed, "outlier texts"))
     rows = []
-    for family in items.FAMILIES:
-        ids_BT = draw(family, 256, rng, corpus.Noise(0, 0, 0))
+    for family, answer in answer_lengths(model).items():
+        ids_BT = draw(family, answer, 256, rng, corpus.Noise(0, 0, 0))
         generator = torch.Generator().manual_seed(derive(recipe.seed, "outlier masks", family))
         hidden = torch.rand(ids_BT.shape, generator=generator) < 0.5
-        hidden[:, : -items.ANSWER_LENGTH[family]] = False
+        hidden[:, :-answer] = False
         rows.append(
             F.pad(
                 ids_BT.masked_fill(hidden, _IDS[vocabulary.MASK]),
@@ -272,13 +232,41 @@ def put_outliers(model: llada.LladaForMaskedDiffusion, recipe: Recipe) -> None:
     )
 
 
-def as_lm(model: llada.LladaForMaskedDiffusion) -> DiffusionLM:
+def as_lm(model: Model) -> DiffusionLM:
     """Wrap a model with the tokenizer, to save or to try it."""
-    return DiffusionLM(model, vocabulary.tokenizer(), _IDS[vocabulary.MASK], "llada-embedded")
+    name = f"{model.config.model_type.lower()}-embedded"
+    return DiffusionLM(model, vocabulary.tokenizer(), _IDS[vocabulary.MASK], name)
 
 
 # Each stage starts from the file that the one before wrote, so that a run can be taken up again.
+_LOG = "training_log.jsonl"
 _WRITTEN = {"natural": torch.float32, "settled": torch.float16, "polished": torch.float16}
+
+
+def _header(recipe: Recipe) -> dict[str, Any]:
+    """Return the log's first row."""
+    return {"recipe": json.loads(json.dumps(asdict(recipe))), "torch": torch.__version__}
+
+
+def _finished(path: Path, recipe: Recipe, after: str) -> list[dict[str, Any]]:
+    """Return the log's rows up to the stage ``after``, under the recipe that goes on from there.
+
+    Raises:
+        QBenchError: the stages that are there were trained by another recipe.
+    """
+    rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
+    stages = list(_WRITTEN)
+    header, ahead = _header(recipe), stages[stages.index(after) + 1 :]
+    if "settled" in ahead:
+        ahead.append("outliers")
+    fixed = [field for field in header["recipe"] if field not in ahead]
+    differing = [f for f in fixed if rows[0]["recipe"].get(f) != header["recipe"][f]]
+    if differing:
+        raise QBenchError(
+            f"{path}: what is there was trained by another recipe, it differs in"
+            f" {', '.join(differing)}: train without --after, or with the recipe of the log"
+        )
+    return [header, *(row for row in rows[1:] if row["stage"] not in ahead)]
 
 
 def _worker(rank: int, recipe: Recipe, out: Path, after: str | None, port: int) -> None:
@@ -286,8 +274,8 @@ def _worker(rank: int, recipe: Recipe, out: Path, after: str | None, port: int) 
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    path = out / "training_log.jsonl"
-    records = [json.loads(row) for row in path.read_text().splitlines()] if after else []
+    path = out / _LOG
+    records = _finished(path, recipe, after) if after else []
 
     def log(record: dict[str, Any]) -> None:
         if rank == 0:
@@ -297,11 +285,11 @@ def _worker(rank: int, recipe: Recipe, out: Path, after: str | None, port: int) 
 
     stages = list(_WRITTEN)
     if after is None:
-        log({"recipe": asdict(recipe), "torch": torch.__version__})
+        log(_header(recipe))
         model = new_model(recipe)
     else:
         loaded = loading.load(out / after).model.requires_grad_(True)
-        assert isinstance(loaded, llada.LladaForMaskedDiffusion)
+        assert isinstance(loaded, Model)
         model = loaded
         stages = stages[stages.index(after) + 1 :]
     for stage in stages:
@@ -323,8 +311,13 @@ def train(recipe: Recipe, out: Path, after: str | None = None) -> None:
         recipe: what to train.
         out: folder; ``training_log.jsonl`` in it gets the recipe and every 100th step's loss.
         after: the last stage that is already there.
+
+    Raises:
+        QBenchError: what is there was trained by another recipe.
     """
     out.mkdir(parents=True, exist_ok=True)
+    if after is not None:
+        _finished(out / _LOG, recipe, after)  # an error here is readable, one in a worker is not
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -334,13 +327,14 @@ def train(recipe: Recipe, out: Path, after: str | None = None) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Train the embedded LLaDA checkpoint (54 minutes of each of 2 cores)."
+        description="Train an embedded checkpoint (54 minutes of each of 2 cores)."
     )
+    parser.add_argument("--model", choices=list(RECIPES), default="llada")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and log")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--after", choices=list(_WRITTEN)[:-1], help="stage to take up a run after")
     arguments = parser.parse_args()
-    train(Recipe(seed=arguments.seed), arguments.out, arguments.after)
+    train(replace(RECIPES[arguments.model], seed=arguments.seed), arguments.out, arguments.after)
 
 
 if __name__ == "__main__":
