@@ -124,14 +124,14 @@ class Baselines:
         if name not in self.cells:
             raise BaselineError(
                 f"{self.path}: no cell {name!r} ({len(self.cells)} others); record it with: "
-                f"{update_command(name)}"
+                f"{update_command(self.model, name)}"
             )
         return self.cells[name]
 
 
-def update_command(cell: str) -> str:
+def update_command(model: str, cell: str) -> str:
     """The command that measures a cell of the matrix and writes its baseline."""
-    return f"pytest --qbench-update -k {cell.replace('/', '-')}"
+    return f"pytest --qbench-update --qbench-model={model} -k {cell.replace('/', '-')}"
 
 
 def baseline_path(folder: str | Path, model: str) -> Path:

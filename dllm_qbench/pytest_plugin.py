@@ -7,7 +7,8 @@ collects the reports writes: the record file, and with ``--qbench-update`` the b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from dllm_qbench.verdict.judge import Verdict
 
 MARKERS: Final = {
-    "quick": "the regression matrix on the embedded model: minutes on two cores",
+    "quick": "the regression matrix on the embedded models: minutes on two cores",
     "full": "the regression matrix on real checkpoints: needs a GPU",
     "bench": "timings, asserted as ratios within one process",
     "faults": "planted faults that the suite has to catch",
@@ -45,7 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(f"--qbench-{name}", metavar=metavar, help=text + shown)
         parser.addini(f"qbench_{name}", text, default=default or "")
 
-    option("model", "shipped model or checkpoint folder", "llada-embedded", "NAME")
+    text = "shipped models or checkpoint folders, separated by commas; each cell runs on each"
+    option("model", text, "llada-embedded,dream-embedded", "NAMES")
     option("items", "items a cell", "500", "N")
     option("baselines", "folder of the baselines, from the root folder", "baselines", "DIR")
     option("records", "write every cell's record and verdict to this JSON Lines file", None, "PATH")
@@ -79,7 +81,15 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     shown = settings.baselines
     if shown.is_relative_to(config.rootpath):
         shown = shown.relative_to(config.rootpath)
-    return terminal.header(settings.model, settings.items, str(shown))
+    return terminal.header(settings.models, settings.items, str(shown))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that uses a model once for each model of ``--qbench-model``."""
+    if "qbench_model" in metafunc.fixturenames:
+        models = metafunc.config.stash[_RUN].settings.models
+        names = [PurePath(model).name or model for model in models]
+        metafunc.parametrize("qbench_model", models, ids=names, indirect=True, scope="session")
 
 
 def pytest_terminal_summary(
@@ -97,25 +107,33 @@ def qbench_run(request: pytest.FixtureRequest) -> Run:
 
 
 @pytest.fixture(scope="session")
-def qbench_lm(qbench_run: Run) -> DiffusionLM:
-    """The full-precision model that ``--qbench-model`` names."""
-    return qbench_run.runner.lm
+def qbench_model(request: pytest.FixtureRequest, qbench_run: Run) -> Iterator[str]:
+    """Name or folder of the model under test: each that ``--qbench-model`` gives, in turn."""
+    model = str(request.param)
+    yield model
+    qbench_run.release(model)
 
 
 @pytest.fixture(scope="session")
-def qbench_calibration(qbench_run: Run) -> Calibration:
+def qbench_lm(qbench_run: Run, qbench_model: str) -> DiffusionLM:
+    """The model under test in full precision."""
+    return qbench_run.runner(qbench_model).lm
+
+
+@pytest.fixture(scope="session")
+def qbench_calibration(qbench_run: Run, qbench_model: str) -> Calibration:
     """The calibration data that every method gets."""
-    return qbench_run.runner.calibration
+    return qbench_run.runner(qbench_model).calibration
 
 
-def _quantizer(method: str) -> Callable[[Run], Quantizer]:
-    def fixture(qbench_run: Run) -> Quantizer:
+def _quantizer(method: str) -> Callable[[Run, str], Quantizer]:
+    def fixture(qbench_run: Run, qbench_model: str) -> Quantizer:
         def quantizer(scheme: Any, **parameters: Any) -> DiffusionLM:
-            return qbench_run.runner.quantized(method, scheme, **parameters)
+            return qbench_run.runner(qbench_model).quantized(method, scheme, **parameters)
 
         return quantizer
 
-    fixture.__doc__ = f"``{method}(scheme)`` quantizes the session's model; each scheme once."
+    fixture.__doc__ = f"``{method}(scheme)`` quantizes the model under test; each scheme once."
     return pytest.fixture(scope="session", name=method)(fixture)
 
 
@@ -128,8 +146,8 @@ duquant = _quantizer("duquant")
 
 
 @pytest.fixture
-def qbench_cell(request: pytest.FixtureRequest, qbench_run: Run) -> Cell:
-    """``qbench_cell(quantized, task)`` measures and judges one cell and returns its verdict.
+def qbench_cell(request: pytest.FixtureRequest, qbench_run: Run, qbench_model: str) -> Cell:
+    """``qbench_cell(quantized, task)`` audits, measures and judges one cell; returns its verdict.
 
     The test fails with the verdict's message where the cell does; ``quantized`` comes from
     ``quantize`` or is a model of your own whose ``recipe`` names its method and scheme.
@@ -149,7 +167,7 @@ def qbench_cell(request: pytest.FixtureRequest, qbench_run: Run) -> Cell:
         progress = terminal.ProgressLine(request.config)
         record = None
         try:
-            record = qbench_run.runner.measure(quantized, task, progress)
+            record = qbench_run.runner(qbench_model).measure(quantized, task, progress)
             judged = qbench_run.judge(record)
         except Exception as error:
             publish(Outcome.of_error(name, quantized.name, error, record))

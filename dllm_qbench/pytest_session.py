@@ -23,7 +23,7 @@ PROPERTY: Final = "qbench"
 class Settings:
     """The options of one run; command line before configuration file."""
 
-    model: str
+    models: tuple[str, ...]
     items: int
     baselines: Path
     records: Path | None
@@ -38,9 +38,12 @@ class Settings:
         if not str(items).isdecimal() or int(items) < 1:
             raise pytest.UsageError(f"--qbench-items is {items!r}, expected a count of at least 1")
         records = _option(config, "records")
+        models = tuple(dict.fromkeys(str(_option(config, "model")).replace(",", " ").split()))
+        if not models:
+            raise pytest.UsageError("--qbench-model is empty, expected one or more models")
         update_pass = bool(config.getoption("qbench_update_pass"))
         settings = cls(
-            model=str(_option(config, "model")),
+            models=models,
             items=int(items),
             baselines=config.rootpath / str(_option(config, "baselines")),
             records=config.invocation_params.dir / str(records) if records else None,
@@ -74,19 +77,22 @@ class Run:
         self.config = config
         self.settings = Settings.of(config)
         self.on_worker = hasattr(config, "workerinput")
-        self.outcomes: dict[tuple[str, str], Outcome] = {}
+        self.outcomes: dict[tuple[str, str, str], Outcome] = {}
         self.written: list[str] = []
-        self._runner: CellRunner | None = None
+        self._runners: dict[str, CellRunner] = {}
         self._file: OutcomeFile | None = None
 
-    @property
-    def runner(self) -> CellRunner:
-        """Runs cells; made when first needed, because torch comes with it."""
-        if self._runner is None:
+    def runner(self, model: str) -> CellRunner:
+        """Runs cells of a model; made when first needed, because torch comes with it."""
+        if model not in self._runners:
             from dllm_qbench.engine.cells import CellRunner
 
-            self._runner = CellRunner(self.settings.model, self.settings.items)
-        return self._runner
+            self._runners[model] = CellRunner(model, self.settings.items)
+        return self._runners[model]
+
+    def release(self, model: str) -> None:
+        """Let go of a model and of all that was made of it: its tests are through."""
+        self._runners.pop(model, None)
 
     def baseline_file(self, model: str) -> Path:
         """Where the baselines of a model are, or are to be."""
@@ -119,7 +125,7 @@ class Run:
 
         # The form that a report carries, to know it again when the report comes.
         outcome = Outcome.from_json(outcome.to_json())
-        key = (test, outcome.cell)
+        key = (test, outcome.model, outcome.cell)
         if self.on_worker or self.outcomes.get(key) == outcome:
             return
         self.outcomes[key] = outcome

@@ -15,7 +15,7 @@ from typing import Any, Final
 from dllm_qbench.errors import NonFiniteError, QBenchError
 from dllm_qbench.jsonfiles import parse_json, reject_non_finite, write_atomic
 
-RECORD_VERSION: Final = 1
+RECORD_VERSION: Final = 2
 
 _PER_ITEM: Final = (
     "reference_correct",
@@ -32,7 +32,8 @@ class Record:
 
     ``item_ids`` and the five tuples beside it have one entry per item, in the same order. ``kinds``
     may be empty when the task has no kinds. ``layer_sqnr`` maps module names, in forward order, to
-    the signal-to-quantization-noise ratio of their output in dB; it may be empty.
+    the signal-to-quantization-noise ratio of their output in dB; it may be empty. ``audits`` names
+    the structural checks that ran before, ``audit_findings`` is what they found.
     ``recipe`` and ``provenance`` are plain JSON values. Raises ``QBenchError`` when lengths or
     types do not fit, ``NonFiniteError`` when a number is NaN or infinite.
     """
@@ -52,6 +53,8 @@ class Record:
     recipe_hash: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     layer_sqnr: Mapping[str, float] = field(default_factory=dict)
+    audits: tuple[str, ...] = ()
+    audit_findings: tuple[str, ...] = ()
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -69,6 +72,9 @@ class Record:
         if type(self.seed) is not int:
             raise QBenchError(f"record: field 'seed' is {self.seed!r}, expected an integer")
         self._check_items()
+        for name in ("audits", "audit_findings"):
+            if not all(type(text) is str for text in getattr(self, name)):
+                raise QBenchError(f"record {self.cell}: field {name!r} must be a tuple of str")
         for name in ("recipe", "provenance", "layer_sqnr"):
             _require(self, name, Mapping)
             reject_non_finite(getattr(self, name), f"record {self.cell}: {name}")

@@ -32,8 +32,8 @@ _LEGEND: Final = (
 )
 
 
-def header(model: str, items: int, baselines: str) -> list[str]:
-    """Versions, model, items and where the baselines are; reads no library."""
+def header(models: Sequence[str], items: int, baselines: str) -> list[str]:
+    """Versions, models, items and where the baselines are; reads no library."""
     versions = [f"dllm-qbench {__version__}"]
     for name in ("torch", "transformers", "lm-eval"):
         try:
@@ -42,7 +42,7 @@ def header(model: str, items: int, baselines: str) -> list[str]:
             versions.append(f"{name} not installed")
     return [
         f"qbench: {', '.join(versions)}",
-        f"qbench: model {model}, {items} items a cell, baselines {baselines}",
+        f"qbench: model {', '.join(models)}, {items} items a cell, baselines {baselines}",
     ]
 
 
@@ -97,14 +97,21 @@ def _line(row: Sequence[str], widths: Sequence[int], gap: int) -> str:
 def write_summary(
     reporter: pytest.TerminalReporter, outcomes: Sequence[Outcome], notes: Sequence[str]
 ) -> None:
-    """The table under its own rule; ``-q`` leaves out the legend, ``-qq`` everything but failures."""
+    """A table for each model under its own rule, the one with the worst cell first.
+
+    ``-q`` leaves out the legend, ``-qq`` everything but failures.
+    """
     verbosity = reporter.config.get_verbosity()
     shown = outcomes if verbosity > -2 else [outcome for outcome in outcomes if outcome.fails]
     if not shown:
         return
-    reporter.write_sep("=", _title(outcomes))
-    for text, color in table(shown):
-        reporter.write_line(text, **({color: True} if color else {}))
+    by_model: dict[str, list[Outcome]] = {}
+    for outcome in sorted(shown, key=_rank):
+        by_model.setdefault(outcome.model, []).append(outcome)
+    for model, of_model in by_model.items():
+        reporter.write_sep("=", _title(model, of_model))
+        for text, color in table(of_model):
+            reporter.write_line(text, **({color: True} if color else {}))
     if verbosity >= 0:
         reporter.write_line("")
         for line in _LEGEND:
@@ -113,11 +120,10 @@ def write_summary(
         reporter.write_line(note)
 
 
-def _title(outcomes: Sequence[Outcome]) -> str:
-    models = sorted({outcome.model for outcome in outcomes})
+def _title(model: str, outcomes: Sequence[Outcome]) -> str:
     items = sorted({outcome.items for outcome in outcomes if outcome.items})
     count = "-".join(str(number) for number in ({items[0], items[-1]} if items else {0}))
-    return f"quantization fidelity: {', '.join(models)}, {count} items a cell"
+    return f"quantization fidelity: {model}, {count} items a cell"
 
 
 class ProgressLine:

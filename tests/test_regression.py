@@ -1,8 +1,9 @@
 """The regression matrix: every cell against its stored baseline.
 
-pytest -m quick                      all cells
-pytest -m quick -k gptq-W4A16-g64    one method and scheme
-pytest -m quick --qbench-update      measure again, write the baselines, fail for the review
+pytest -m quick                                all cells of both models
+pytest -m quick --qbench-model=dream-embedded  one model
+pytest -m quick -k gptq-W4A16-g64              one method and scheme
+pytest -m quick --qbench-update                measure again, write the baselines, fail for the review
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ TASKS = ("general", "math", "code")
 WEIGHT_ONLY = ("W4A16-g64", "W3A16-g64")
 WEIGHTS_AND_ACTIVATIONS = ("W8A8", "W4A4")
 QUANTIZERS = (
-    *(("rtn", scheme) for scheme in WEIGHT_ONLY),
-    *(("gptq", scheme) for scheme in WEIGHT_ONLY),
-    *(("rtn", scheme) for scheme in WEIGHTS_AND_ACTIVATIONS),
-    *(("smoothquant", scheme) for scheme in WEIGHTS_AND_ACTIVATIONS),
+    *((method, scheme) for method in ("rtn", "gptq", "awq") for scheme in WEIGHT_ONLY),
+    *(
+        (method, scheme)
+        for method in ("rtn", "smoothquant", "quarot", "duquant")
+        for scheme in WEIGHTS_AND_ACTIVATIONS
+    ),
 )
 CELLS = [
     pytest.param(method, scheme, task, id=f"{method}-{scheme}-{task}")

@@ -26,6 +26,8 @@ SEVERITY: Final[tuple[Status, ...]] = (
 ALPHA: Final = 0.001
 """Of each McNemar test. With 24 cells the chance of one false alarm in a run stays below 2.4 %."""
 
+_AUDITS_SHOWN: Final = 3
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -33,6 +35,15 @@ class Finding:
 
     status: Status
     text: str
+
+
+def judge_audits(record: Record) -> list[Finding]:
+    """What the audits found: a quantized model that is not built as it says is never equivalent."""
+    shown = [Finding("degraded", f"audit {text}") for text in record.audit_findings[:_AUDITS_SHOWN]]
+    more = len(record.audit_findings) - len(shown)
+    if more:
+        shown.append(Finding("degraded", f"audits: {more} more finding(s), in the record"))
+    return shown
 
 
 def judge_drop(band: Band, drop: float, interval: tuple[float, float]) -> Finding:

@@ -2,6 +2,7 @@
 
 What is looked at, in this order of weight:
 
+0. what the structural audits found before anything was measured;
 1. the drop against full precision, paired item by item, against the cell's band;
 2. the answers against the baseline's own quantized answers, by an exact one-sided McNemar test;
 3. the per-module SQNR against the stored profile, in both directions;
@@ -31,6 +32,7 @@ from dllm_qbench.verdict.findings import (
     Finding,
     Status,
     judge_answers,
+    judge_audits,
     judge_drop,
     judge_layers,
     judge_origin,
@@ -131,7 +133,7 @@ def judge(record: Record, baseline: CellBaseline | Baselines | str | Path) -> Ve
     layers = compare_layers(stored.layer_sqnr, record.layer_sqnr, stored.sqnr_tolerance_db)
     p_value = mcnemar_worse(quantized.lost, quantized.gained)
 
-    findings: list[Finding] = []
+    findings: list[Finding] = judge_audits(record)
     if drop is None or interval is None:
         text = f"full precision answers none of {record.items} items correctly: no drop to measure"
         findings.append(Finding("infra", text))
@@ -188,7 +190,7 @@ def _find(record: Record, baseline: CellBaseline | Baselines | str | Path) -> Ce
 
 def _common_items(record: Record, stored: CellBaseline) -> int:
     """Number of leading items that both have; they must be the same items."""
-    again = f"record it again with: {update_command(record.cell)}"
+    again = f"record it again with: {update_command(record.model, record.cell)}"
     if record.seed != stored.items_seed:
         raise BaselineError(
             f"{stored.source}.items_seed is {stored.items_seed}, the record's items were drawn with "

@@ -1,13 +1,15 @@
 """Stands in for ``dllm_qbench.engine.cells`` where the plugin is tested: no torch, no model.
 
 ``cells.json`` in the working folder says what each cell measures: (kept, lost, gained, missed), the
-name of an exception, or ``null`` for an interrupt from the keyboard.
+name of an exception, ``null`` for an interrupt from the keyboard, or an object with ``counts`` and
+``audit_findings``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +40,10 @@ class CellRunner:
             progress(1, 2, cell)
         if counts is None:
             raise KeyboardInterrupt
+        findings: tuple[str, ...] = ()
+        if isinstance(counts, dict):
+            findings, counts = tuple(counts["audit_findings"]), counts["counts"]
         if isinstance(counts, str):
             raise NonFiniteError(counts)
-        return make_record(counts=counts, cell=cell, model=quantized.name)
+        record = make_record(counts=counts, cell=cell, model=quantized.name)
+        return replace(record, audit_findings=findings)

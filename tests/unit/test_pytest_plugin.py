@@ -41,6 +41,7 @@ class Suite:
         self.pytester = pytester
         self.baseline = pytester.path / "baselines" / "llada-embedded.json"
         pytester.makeconftest(CONFTEST)
+        pytester.makeini("[pytest]\nqbench_model = llada-embedded")
         pytester.makepyfile(test_cells=TESTS)
 
     def plan(self, **counts: Any) -> None:
@@ -85,9 +86,13 @@ def test_plugin_is_light_to_load() -> None:
 
 def test_run_without_cells_has_a_header_and_no_table(suite: Suite) -> None:
     suite.pytester.makepyfile(test_cells="def test_nothing(): pass")
+    suite.pytester.makeini("[pytest]")
     result = suite.run()
     result.stdout.fnmatch_lines(
-        ["qbench: dllm-qbench *torch *", "qbench: model llada-embedded, 500 items a cell, *"]
+        [
+            "qbench: dllm-qbench *torch *",
+            "qbench: model llada-embedded, dream-embedded, 500 items a cell, *",
+        ]
     )
     result.stdout.no_fnmatch_line("*quantization fidelity*")
 
@@ -96,14 +101,76 @@ def test_options_have_twins_in_the_configuration_file(suite: Suite) -> None:
     suite.pytester.makepyfile(test_cells="def test_nothing(): pass")
     suite.pytester.makeini("[pytest]\nqbench_items = 40\nqbench_model = mine\nqbench_baselines = b")
     suite.run().stdout.fnmatch_lines(["qbench: model mine, 40 items a cell, baselines b"])
-    given = suite.run("--qbench-items=7", "--qbench-model=yours")
-    given.stdout.fnmatch_lines(["qbench: model yours, 7 items a cell, baselines b"])
+    given = suite.run("--qbench-items=7", "--qbench-model=yours,checkpoints/hers")
+    given.stdout.fnmatch_lines(
+        ["qbench: model yours, checkpoints/hers, 7 items a cell, baselines b"]
+    )
 
 
 def test_markers_are_registered(suite: Suite) -> None:
     result = suite.run("--markers")
     for name in ("quick", "full", "bench", "faults", "scale"):
         result.stdout.fnmatch_lines([f"@pytest.mark.{name}:*"])
+
+
+def test_no_model_is_a_usage_error(suite: Suite) -> None:
+    result = suite.run("--qbench-model=,")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--qbench-model is empty*"])
+
+
+def test_every_cell_runs_on_every_model_one_model_after_the_other(recorded: Suite) -> None:
+    other = recorded.pytester.path / "baselines" / "tiny.json"
+    for task in ("general", "math", "code"):
+        cell = f"gptq/W4A16-g64/{task}"
+        write_cell(other, make_record(counts=DEFAULT, cell=cell, model="tiny"))
+    models = "--qbench-model=llada-embedded,tiny"
+    result = recorded.run("-v", models, "--qbench-records=r.jsonl")
+    result.assert_outcomes(passed=6)
+    ran = [str(line) for line in result.outlines if "PASSED" in str(line)]
+    assert ["llada-embedded" in line for line in ran] == [True] * 3 + [False] * 3
+    result.stdout.fnmatch_lines(
+        ["*quantization fidelity: *, 1000 items a cell*", "*quantization fidelity: *"]
+    )
+    records = read_records(recorded.pytester.path / "r.jsonl")
+    assert [record.model for record in records] == ["llada-embedded"] * 3 + ["tiny"] * 3
+    recorded.run(models, "-k", "tiny-gptq").assert_outcomes(passed=0, deselected=6)
+    recorded.run(models, "-k", "tiny and math").assert_outcomes(passed=1, deselected=5)
+
+
+def test_model_with_the_worst_cell_comes_first(recorded: Suite) -> None:
+    recorded.plan(math=(400, 500, 0, 100))
+    other = recorded.pytester.path / "baselines" / "a-model.json"
+    for task, counts in {"general": DEFAULT, "math": (400, 500, 0, 100), "code": DEFAULT}.items():
+        cell = f"gptq/W4A16-g64/{task}"
+        write_cell(other, make_record(counts=counts, cell=cell, model="a-model"))
+    result = recorded.run("--qbench-model=a-model,llada-embedded")
+    result.assert_outcomes(passed=5, failed=1)
+    result.stdout.fnmatch_lines(["*fidelity: llada-embedded, *", "*fidelity: a-model, *"])
+
+
+def test_model_is_released_before_the_next_one_comes(suite: Suite) -> None:
+    suite.pytester.makepyfile(
+        test_cells="""
+        held = []
+
+        def test_models(qbench_run, qbench_model, qbench_lm):
+            held.append(sorted(qbench_run._runners))
+            assert held == [[name] for name in ("one", "two")][: len(held)]
+        """
+    )
+    suite.run("--qbench-model=one,two").assert_outcomes(passed=2)
+
+
+def test_audit_finding_fails_the_cell_and_is_named(recorded: Suite) -> None:
+    recorded.plan(math={"counts": DEFAULT, "audit_findings": ["coverage: model.x: is Linear"]})
+    result = recorded.run("--qbench-records=r.jsonl")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        [f"{ONE} on llada-embedded: degraded", "*- audit coverage: model.x: is Linear"]
+    )
+    found = {r.task: r.audit_findings for r in read_records(recorded.pytester.path / "r.jsonl")}
+    assert found == {"general": (), "math": ("coverage: model.x: is Linear",), "code": ()}
 
 
 @pytest.mark.parametrize("items", ["0", "-3", "many", "1.5"])
