@@ -128,8 +128,8 @@ def answers(
         )
         loaded = manager.load(spec.name)
         metadata: Mapping[str, Any] = loaded["tasks"][spec.name].config.metadata
-        samples = _samples(spec.name, metadata, str(lm.config.model_type))
-        adapter = DiffusionAdapter(lm, samples, seed, batch_size=batch_size, progress=progress)
+        masks = _samples(spec.name, metadata, str(lm.config.model_type))
+        adapter = DiffusionAdapter(lm, masks, seed, batch_size=batch_size, progress=progress)
         results = lm_eval_evaluate(adapter, loaded, bootstrap_iters=0, confirm_run_unsafe_code=True)
     samples = sorted(results["samples"][spec.name], key=lambda sample: int(sample["doc_id"]))
     return Answers(

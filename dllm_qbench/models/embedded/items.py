@@ -29,6 +29,7 @@ TEST_ITEMS = 2000
 GENERATION = {"math": (18, 9, 6), "code": (18, 9, 6)}
 ANSWER_LENGTH = {"general": 3, "math": 18, "code": 18}
 
+
 def answer_length(family: str, closed: bool) -> int:
     """Return the tokens of an answer's canvas; ``closed`` where an end of text follows a choice.
 

@@ -42,9 +42,7 @@ class Outliers:
 
 
 @torch.no_grad()
-def insert(
-    model: Model, ids_BT: Tensor, marked: list[int], strength: Outliers, seed: int
-) -> None:
+def insert(model: Model, ids_BT: Tensor, marked: list[int], strength: Outliers, seed: int) -> None:
     """Change the model in place.
 
     Args:

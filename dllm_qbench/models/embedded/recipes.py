@@ -99,8 +99,6 @@ class Recipe:
     )
 
 
-
-
 LLADA = Recipe()
 # Query heads share key/value heads by threes and the MLP is 36 * 16 wide: like Dream-7B's 28 heads
 # to 4 and 148 * 128, neither is a power of two.

@@ -129,9 +129,7 @@ def draw(
     return torch.tensor([canvas(length, *text) for text in texts])
 
 
-def masked_loss(
-    model: Model, ids_BT: Tensor, answer: int, rng: torch.Generator
-) -> Tensor:
+def masked_loss(model: Model, ids_BT: Tensor, answer: int, rng: torch.Generator) -> Tensor:
     """Return the summed, weighted cross entropy of one family's batch (nats times tokens)."""
     B, T = ids_BT.shape
     strata = (torch.arange(B) + torch.rand(B, generator=rng)) / B
@@ -161,9 +159,7 @@ def answer_lengths(model: Model) -> dict[str, int]:
     return {family: items.answer_length(family, closed) for family in items.FAMILIES}
 
 
-def run_stage(
-    model: Model, stage: Stage, rank: int, seed: int, label: str, log: Any
-) -> None:
+def run_stage(model: Model, stage: Stage, rank: int, seed: int, label: str, log: Any) -> None:
     """Train in place; gradients are averaged over the ranks."""
     decay = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     plain = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
