@@ -103,7 +103,10 @@ def test_no_place_is_ever_worse_than_rtn(seed: int, kv: int, loud: float, scheme
 
 
 def objective(lm: DiffusionLM, data: Calibration, weights: dict[str, Tensor]) -> float:
-    """Mean over real tokens of ||e||^2 / (||h||^2 + D eps), e at the half that ``weights`` are in."""
+    """Mean over real tokens of ||e||^2 / (||h||^2 + D eps), e at the half that ``weights`` are in.
+
+    Behind a norm (q, k, v; gate, up) only the part of e across h counts.
+    """
     changed = lm.clone()
     for name, weight in weights.items():
         changed.model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator, union-attr]
@@ -114,7 +117,10 @@ def objective(lm: DiffusionLM, data: Calibration, weights: dict[str, Tensor]) ->
     h, y = run(lm, data, f"{block}.{norm}", f"{block}.{half}")
     _, q = run(changed, data, f"{block}.{norm}", f"{block}.{half}")
     stream = (h + y).square().sum(-1) + h.shape[-1] * 1e-5
-    return float(((q - y).square().sum(-1) / stream).mean())
+    error = (q - y).square().sum(-1)
+    if len(weights) > 1:
+        error -= ((q - y) * (h + y)).sum(-1).square() / stream
+    return float((error / stream).mean())
 
 
 def run(lm: DiffusionLM, data: Calibration, norm: str, half: str) -> tuple[Tensor, Tensor]:
