@@ -41,8 +41,8 @@ def outliers(
         seed: of the texts and of the masks.
 
     Returns:
-        One row per mask ratio, layer and input. Over absolute values: ``max``, ``max_over_median``,
-        ``max_over_p9999``; ``kurtosis`` of the values (3 for a normal distribution);
+        One row per mask ratio, layer and input. Over absolute values: ``max``, ``max_over_rms``
+        (what a rotation brings down), ``max_over_median``, ``max_over_p9999``; ``kurtosis`` of the values (3 for a normal distribution);
         ``token_ratio``, the largest token maximum over the median token maximum (massive outliers
         sit on few tokens when it is large); ``channel_ratio``, the same over channels' median
         magnitude (normal outliers); ``token_share`` and ``channel_share``, the share of tokens and
@@ -119,6 +119,7 @@ def _statistics(x_ND: torch.Tensor) -> dict[str, float]:
     median = float(size_ND.median())
     return {
         "max": float(size_ND.max()),
+        "max_over_rms": float(size_ND.max() / size_ND.square().mean().sqrt().clamp(min=1e-12)),
         "max_over_median": float(size_ND.max()) / max(median, 1e-12),
         "max_over_p9999": float(size_ND.max()) / float(size_ND.flatten().quantile(0.9999))
         if size_ND.numel() < 16_000_000
