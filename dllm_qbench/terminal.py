@@ -105,11 +105,8 @@ def write_summary(
     shown = outcomes if verbosity > -2 else [outcome for outcome in outcomes if outcome.fails]
     if not shown:
         return
-    by_model: dict[str, list[Outcome]] = {}
-    for outcome in sorted(shown, key=_rank):
-        by_model.setdefault(outcome.model, []).append(outcome)
-    for model, of_model in by_model.items():
-        reporter.write_sep("=", _title(model, of_model))
+    for title, of_model in _sections(shown):
+        reporter.write_sep("=", title)
         for text, color in table(of_model):
             reporter.write_line(text, **({color: True} if color else {}))
     if verbosity >= 0:
@@ -118,6 +115,23 @@ def write_summary(
             reporter.write_line(line)
     for note in notes:
         reporter.write_line(note)
+
+
+def plain_summary(outcomes: Sequence[Outcome], columns: int) -> list[str]:
+    """The summary as :func:`write_summary` shows it on a terminal so wide, without colours."""
+    lines = []
+    for title, of_model in _sections(outcomes):
+        lines.append(f" {title} ".center(columns, "="))
+        lines += [text for text, _ in table(of_model)]
+    return [*lines, "", *_LEGEND]
+
+
+def _sections(outcomes: Sequence[Outcome]) -> list[tuple[str, list[Outcome]]]:
+    """The outcomes by model under a title each, the model with the worst cell first."""
+    by_model: dict[str, list[Outcome]] = {}
+    for outcome in sorted(outcomes, key=_rank):
+        by_model.setdefault(outcome.model, []).append(outcome)
+    return [(_title(model, of_model), of_model) for model, of_model in by_model.items()]
 
 
 def _title(model: str, outcomes: Sequence[Outcome]) -> str:

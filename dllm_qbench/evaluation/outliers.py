@@ -42,11 +42,12 @@ def outliers(
 
     Returns:
         One row per mask ratio, layer and input. Over absolute values: ``max``, ``max_over_rms``
-        (what a rotation brings down), ``max_over_median``, ``max_over_p9999``; ``kurtosis`` of the values (3 for a normal distribution);
-        ``token_ratio``, the largest token maximum over the median token maximum (massive outliers
-        sit on few tokens when it is large); ``channel_ratio``, the same over channels' median
-        magnitude (normal outliers); ``token_share`` and ``channel_share``, the share of tokens and
-        of channels that hold the top 0.1 % values.
+        (what a rotation brings down), ``max_over_median``, ``max_over_p9999``; ``kurtosis`` of the
+        values (3 for a normal distribution); ``token_ratio``, the largest token maximum over the
+        median token maximum (massive outliers sit on few tokens when it is large);
+        ``channel_ratio``, the same over channels' median magnitude (normal outliers);
+        ``token_share`` and ``channel_share``, the share of tokens and of channels that hold the
+        top 0.1 % values.
     """
     import pandas as pd
 

@@ -1,36 +1,76 @@
-"""What the shipped model shows of the paper's findings, on the 2,000 items that its baselines hold.
+"""What the shipped models show of the paper's findings, on the 2,000 items that their baselines hold.
 
-arXiv 2508.14896, sections 4.1 and 4.2. Drops are relative to full precision, in percent. The matrix
-compares today's run with these baselines, so a claim here is a claim about today's code.
+arXiv 2508.14896, sections 4.1 to 4.4: bit-width, method, task, model type. Drops are relative to full
+precision, in percent. The matrix compares today's run with these baselines, so a claim here is a
+claim about today's code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 from dllm_qbench.baselines import CellBaseline, read_baselines
 from dllm_qbench.models.embedded import items
-from dllm_qbench.verdict.statistics import Pairs, drop_interval, relative_drop
+from dllm_qbench.verdict.statistics import Pairs, drop_interval, mcnemar_worse, relative_drop
 
-CELLS = read_baselines(Path(__file__).parents[2] / "baselines" / "llada-embedded.json").cells
+BASELINES = Path(__file__).parents[2] / "baselines"
 COLLAPSE = {"general": 20.0, "math": 40.0, "code": 25.0}
+ROTATIONS = ("quarot", "duquant")
+WEIGHT_ONLY = ("rtn", "gptq", "awq")
+
+MODELS = pytest.mark.parametrize("model", ["llada-embedded", "dream-embedded"])
+FAMILIES = pytest.mark.parametrize("family", items.FAMILIES)
 
 
-def drop(cell: CellBaseline) -> tuple[float, tuple[float, float]]:
-    pairs = Pairs.count(cell.reference_correct, cell.quantized_correct)
-    return relative_drop(pairs), drop_interval(pairs)
+@cache
+def cells_of(model: str) -> Mapping[str, CellBaseline]:
+    return read_baselines(BASELINES / f"{model}.json").cells
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_was_measured_on_2000_items(cell: str) -> None:
-    assert CELLS[cell].items == 2000
+def drop(model: str, cell: str) -> float:
+    return relative_drop(cells_of(model)[cell].pairs)
 
 
-@pytest.mark.parametrize("family", items.FAMILIES)
-def test_full_precision_answers_85_to_95_percent_and_no_kind_is_saturated(family: str) -> None:
-    right = CELLS[f"rtn/W4A16-g64/{family}"].reference_correct
+def interval(model: str, cell: str) -> tuple[float, float]:
+    return drop_interval(cells_of(model)[cell].pairs)
+
+
+def surely_worse(one: CellBaseline, other: CellBaseline) -> bool:
+    """Whether ``one`` answers fewer of the same items right than ``other``, beyond chance."""
+    pairs = Pairs.count(other.quantized_correct, one.quantized_correct)
+    return mcnemar_worse(pairs.lost, pairs.gained) < 0.001
+
+
+# --- what was measured
+
+
+@MODELS
+def test_the_whole_matrix_is_stored_and_was_measured_on_2000_items(model: str) -> None:
+    wanted = {
+        f"{method}/{scheme}/{family}"
+        for methods, schemes in (
+            (WEIGHT_ONLY, ("W4A16-g64", "W3A16-g64")),
+            (("rtn", "smoothquant", *ROTATIONS), ("W8A8", "W4A4")),
+        )
+        for method in methods
+        for scheme in schemes
+        for family in items.FAMILIES
+    }
+    assert set(cells_of(model)) == wanted
+    assert {cell.items for cell in cells_of(model).values()} == {2000}
+
+
+@MODELS
+@FAMILIES
+def test_full_precision_answers_85_to_95_percent_and_no_kind_is_saturated(
+    model: str, family: str
+) -> None:
+    right = cells_of(model)[f"rtn/W4A16-g64/{family}"].reference_correct
     assert 0.85 <= sum(right) / len(right) <= 0.95
     by_kind: dict[str, list[bool]] = {}
     for item, correct in zip(items.test_items(family), right, strict=True):
@@ -39,35 +79,95 @@ def test_full_precision_answers_85_to_95_percent_and_no_kind_is_saturated(family
     assert {kind for kind, answers in by_kind.items() if all(answers)} == set()
 
 
+# --- bit-width
+
+
 def test_gptq_4_bit_weights_stay_within_1_percent_on_general() -> None:
-    measured, _ = drop(CELLS["gptq/W4A16-g64/general"])
-    assert measured <= 1.0
+    assert drop("llada-embedded", "gptq/W4A16-g64/general") <= 1.0
 
 
-@pytest.mark.parametrize("family", items.FAMILIES)
-def test_smoothquant_8_bit_is_within_2_5_percent(family: str) -> None:
-    measured, _ = drop(CELLS[f"smoothquant/W8A8/{family}"])
-    assert measured <= 2.5
+@MODELS
+@FAMILIES
+@pytest.mark.parametrize("method", WEIGHT_ONLY)
+def test_3_bit_weights_cost_more_than_4_bit_weights(model: str, method: str, family: str) -> None:
+    assert drop(model, f"{method}/W3A16-g64/{family}") > drop(model, f"{method}/W4A16-g64/{family}")
 
 
-@pytest.mark.parametrize("family", items.FAMILIES)
-def test_smoothquant_4_bit_collapses(family: str) -> None:
+@MODELS
+@FAMILIES
+@pytest.mark.parametrize("method", ["smoothquant", *ROTATIONS])
+def test_8_bit_is_within_2_5_percent(model: str, method: str, family: str) -> None:
+    assert drop(model, f"{method}/W8A8/{family}") <= 2.5
+
+
+@MODELS
+@FAMILIES
+@pytest.mark.parametrize("method", ["rtn", "smoothquant", *ROTATIONS])
+def test_4_bit_activations_cost_more_than_8_bit_ones(model: str, method: str, family: str) -> None:
+    assert drop(model, f"{method}/W4A4/{family}") > interval(model, f"{method}/W8A8/{family}")[1]
+
+
+# --- method
+
+
+@MODELS
+@FAMILIES
+def test_smoothquant_4_bit_collapses(model: str, family: str) -> None:
     """The paper: -29 to -37 % on general tasks, -95 % and worse on math and code."""
-    measured, (low, _) = drop(CELLS[f"smoothquant/W4A4/{family}"])
-    assert measured > COLLAPSE[family]
-    assert low > 0.9 * COLLAPSE[family]
-    band = CELLS[f"smoothquant/W4A4/{family}"].band
+    cell = f"smoothquant/W4A4/{family}"
+    assert drop(model, cell) > COLLAPSE[family]
+    assert interval(model, cell)[0] > 0.9 * COLLAPSE[family]
+    band = cells_of(model)[cell].band
     assert (band.kind, band.min_drop) == ("collapse", COLLAPSE[family])
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq"])
-def test_math_suffers_more_than_general_at_3_bits(method: str) -> None:
-    assert (
-        drop(CELLS[f"{method}/W3A16-g64/math"])[0] > drop(CELLS[f"{method}/W3A16-g64/general"])[0]
-    )
+@MODELS
+@FAMILIES
+@pytest.mark.parametrize("method", ROTATIONS)
+def test_rotation_beats_smoothquant_at_4_bits(model: str, method: str, family: str) -> None:
+    cells = cells_of(model)
+    assert surely_worse(cells[f"smoothquant/W4A4/{family}"], cells[f"{method}/W4A4/{family}"])
 
 
-@pytest.mark.parametrize("family", items.FAMILIES)
-def test_gptq_beats_rounding_to_nearest_at_3_bits(family: str) -> None:
-    gptq, rtn = (drop(CELLS[f"{method}/W3A16-g64/{family}"])[0] for method in ("gptq", "rtn"))
-    assert gptq < rtn
+@MODELS
+@pytest.mark.parametrize("method", ROTATIONS)
+def test_rotation_keeps_90_percent_on_general_at_4_bits(model: str, method: str) -> None:
+    assert drop(model, f"{method}/W4A4/general") <= 10.0
+
+
+@MODELS
+@FAMILIES
+def test_gptq_beats_rounding_to_nearest_at_3_bits(model: str, family: str) -> None:
+    cells = cells_of(model)
+    assert surely_worse(cells[f"rtn/W3A16-g64/{family}"], cells[f"gptq/W3A16-g64/{family}"])
+
+
+@MODELS
+def test_awq_beats_rounding_to_nearest_on_math_at_3_bits(model: str) -> None:
+    cells = cells_of(model)
+    assert surely_worse(cells["rtn/W3A16-g64/math"], cells["awq/W3A16-g64/math"])
+
+
+@MODELS
+@FAMILIES
+@pytest.mark.parametrize("scheme", ["W4A16-g64", "W3A16-g64"])
+def test_awq_beats_rounding_to_nearest_in_layer_error_on_average(
+    model: str, scheme: str, family: str
+) -> None:
+    awq, rtn = (cells_of(model)[f"{method}/{scheme}/{family}"].layer_sqnr for method in ("awq", "rtn"))
+    assert mean(awq.values()) > mean(rtn.values())
+
+
+# --- task
+
+
+@MODELS
+@pytest.mark.parametrize("cell", [*(f"{m}/W3A16-g64" for m in WEIGHT_ONLY), "smoothquant/W4A4"])
+def test_math_suffers_more_than_general(model: str, cell: str) -> None:
+    assert drop(model, f"{cell}/math") > interval(model, f"{cell}/general")[1]
+
+
+@MODELS
+@pytest.mark.parametrize("cell", [*(f"{m}/W3A16-g64" for m in WEIGHT_ONLY), "smoothquant/W4A4"])
+def test_code_suffers_more_than_general(model: str, cell: str) -> None:
+    assert drop(model, f"{cell}/code") > interval(model, f"{cell}/general")[1]

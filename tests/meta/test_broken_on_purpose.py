@@ -39,7 +39,7 @@ def _imported(embedded_lm: qb.DiffusionLM) -> None:
     quantized = qb.quantize(embedded_lm, "gptq", "W3A16-g64", calibration=calibration)
     qb.judge(qb.evaluate(quantized, reference=embedded_lm, task="general", items=8), BASELINES)
     CellRunner("llada-embedded", 8)
-    terminal.header("", 1, "")
+    terminal.header((), 1, "")
 
 
 @pytest.fixture
@@ -50,9 +50,12 @@ def run_cell(_imported: None, pytester: pytest.Pytester) -> Outcome:
         pytester.makepyfile(ONE_CELL.replace("SCHEME", scheme))
         folder = pytester.mkdir("stored")
         shutil.copy(baselines, folder / "llada-embedded.json")
-        return pytester.runpytest_inprocess(
-            "-p", "no:cacheprovider", f"--qbench-baselines={folder}", "--qbench-items=24", *options
+        given = (
+            f"--qbench-baselines={folder}",
+            "--qbench-items=24",
+            "--qbench-model=llada-embedded",
         )
+        return pytester.runpytest_inprocess("-p", "no:cacheprovider", *given, *options)
 
     return run
 

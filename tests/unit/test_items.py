@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import product
 
 import pytest
 
@@ -137,11 +138,11 @@ def test_every_text_fits_the_vocabulary_and_the_canvas() -> None:
     rng = random.Random(3)
     tokenizer = vocabulary.tokenizer()
     lengths = {"general": 11, "math": 30, "code": 32}
-    for family in items.FAMILIES:
-        for _ in range(300):
+    for family, closed in product(items.FAMILIES, (False, True)):
+        for _ in range(150):
             prompt, answer = corpus.text(family, rng, corpus.Noise())
-            ids = train.canvas(family, prompt, answer)
-            assert len(ids) == lengths[family]
+            ids = train.canvas(items.answer_length(family, closed), prompt, answer)
+            assert len(ids) == lengths[family] + (closed and family == "general")
             told = tokenizer(f"{prompt} {answer}").input_ids
             assert ids[: len(told)] == told
             assert all(token == tokenizer.eos_token_id for token in ids[len(told) :])

@@ -12,6 +12,7 @@ from dllm_qbench.baselines import read_baselines
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODELS = ("llada-embedded", "dream-embedded")
 MATRIX = "tests/test_regression.py"  # collecting all of tests/ would only take longer
 COMMANDS = re.findall(r"^(pip install -c constraints\.txt .*)$", README, re.MULTILINE)
 
@@ -43,7 +44,9 @@ def test_extras_that_the_commands_install_exist() -> None:
 
 
 def test_first_command_selects_the_matrix() -> None:
-    """Weight-only schemes by rtn and gptq, W8A8 and W4A4 by rtn and smoothquant, three families."""
+    """Both models; weight-only schemes by rtn, gptq and awq, W8A8 and W4A4 by rtn, smoothquant and
+    the rotations; three families.
+    """
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-m", "quick", "--collect-only", "-q", MATRIX],
         capture_output=True,
@@ -52,17 +55,19 @@ def test_first_command_selects_the_matrix() -> None:
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    for methods, schemes in {
-        ("rtn", "gptq"): ("W4A16", "W3A16"),
-        ("rtn", "smoothquant"): ("W8A8", "W4A4"),
-    }.items():
-        for method in methods:
-            for scheme in schemes:
-                for family in ("general", "math", "code"):
-                    cell = rf"\b{method}\b.*\b{scheme}\b.*\b{family}\b"
-                    assert re.search(cell, run.stdout), (
-                        f"no quick test for {method}/{scheme}/{family}"
-                    )
+    wanted = {
+        f"[{model}-{method}-{scheme}-{family}]"
+        for methods, schemes in (
+            (("rtn", "gptq", "awq"), ("W4A16-g64", "W3A16-g64")),
+            (("rtn", "smoothquant", "quarot", "duquant"), ("W8A8", "W4A4")),
+        )
+        for model in MODELS
+        for method in methods
+        for scheme in schemes
+        for family in ("general", "math", "code")
+    }
+    assert len(wanted) == 84
+    assert set(re.findall(r"\[.*\]", run.stdout)) == wanted
 
 
 def test_folders_that_the_tour_names_exist() -> None:
@@ -74,8 +79,20 @@ def test_folders_that_the_tour_names_exist() -> None:
 
 def test_table_shows_the_cells_and_bands_of_the_baselines() -> None:
     table = README.partition("<!-- table:begin -->")[2].partition("<!-- table:end -->")[0]
-    rows = {line.split()[0]: line for line in table.splitlines() if line.count("/") == 2}
+    sections = re.split(r"^=+ quantization fidelity: ([^,]+), .*$", table, flags=re.MULTILINE)[1:]
+    assert set(sections[::2]) == set(MODELS)
+    for model, text in zip(sections[::2], sections[1::2], strict=True):
+        rows = {line.split()[0]: line for line in text.splitlines() if line.count("/") == 2}
+        stored = read_baselines(ROOT / "baselines" / f"{model}.json").cells
+        assert set(rows) == set(stored)
+        for cell, row in rows.items():
+            assert f"  {stored[cell].band}  " in re.sub(r" {2,}", "  ", row), row
+
+
+def test_table_of_drops_has_a_row_for_every_method_and_scheme() -> None:
+    table = README.partition("<!-- drops:begin -->")[2].partition("<!-- drops:end -->")[0]
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in table.split("\n")[3:-1]]
     stored = read_baselines(ROOT / "baselines" / "llada-embedded.json").cells
-    assert set(rows) == set(stored)
-    for cell, row in rows.items():
-        assert f"  {stored[cell].band}  " in re.sub(r" {2,}", "  ", row), row
+    assert {f"{row[1]}/{row[0]}" for row in rows} == {cell.rpartition("/")[0] for cell in stored}
+    for row in rows:
+        assert len([float(value) for value in row[2:]]) == 6

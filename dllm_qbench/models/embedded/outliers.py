@@ -6,9 +6,11 @@ grows only faint ones in minutes. So training stops once, the structure below is
 training goes on freely with no auxiliary loss: the shipped weights have learned to depend on it
 and nothing cancels exactly.
 
-- massive: a direction ``u`` that ordinary tokens hardly use marks ``<bos>`` and ``?``; in each
-  layer the two least used neurons read ``u`` in gate and up and so fire hugely on those two
-  tokens, and write back along ``u``;
+- massive: a direction ``u`` that ordinary tokens hardly use marks a few delimiters; in each layer
+  the two least used neurons read ``u`` in gate and up and so fire hugely on those tokens, and write
+  back along ``u``. A marked token has little room for anything else, so it must be one whose row
+  predicts nothing: in LLaDA ``<bos>`` and ``?``, in Dream, where the row of ``?`` predicts the
+  answer's first token, words inside the prompt;
 - channel: a few gains of each block norm are multiplied by ``s`` and the columns that read them
   divided by ``s`` (this step alone leaves the function as it was).
 """
@@ -30,8 +32,8 @@ Model = LladaForMaskedDiffusion | DreamForMaskedDiffusion
 
 @dataclass(frozen=True)
 class Outliers:
-    """Strengths. ``massive`` is the activation aimed at; ``gain`` is s, on ``channels`` channels a
-    norm.
+    """Where and how strong: ``marked`` words carry the massive activations, ``massive`` is the one
+    aimed at; ``gain`` is s, on ``channels`` channels a norm.
     """
 
     massive: float = 10000.0
@@ -39,6 +41,7 @@ class Outliers:
     gain: float = 5.0
     channels: int = 4
     low_variance: int = 24
+    marked: tuple[str, ...] = ("<bos>", "?")
 
 
 @torch.no_grad()

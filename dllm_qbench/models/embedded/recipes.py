@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dllm_qbench.models.embedded import corpus, items, outliers
 
@@ -107,6 +107,17 @@ DREAM = Recipe(
     heads=6,
     kv_heads=2,
     hidden=576,
-    outliers=outliers.Outliers(gain=10.0),
+    outliers=outliers.Outliers(gain=7.0, marked=("<bos>", "has", "write", "of")),
+    # It learns programs and "largest" faster than LLaDA: with LLaDA's last stage it would answer
+    # nearly all of them right.
+    polished=replace(
+        LLADA.polished,
+        noise=corpus.Noise(general=0.25, math=0.03, constants=0.2),
+        batch={"general": 64, "math": 56, "code": 12},
+        mix={
+            **LLADA.polished.mix,
+            "general": {"fact": 0.33, "order": 0.1, "largest": 0.1, "sum": 0.2, "difference": 0.27},
+        },
+    ),
 )
 RECIPES = {"llada": LLADA, "dream": DREAM}

@@ -222,7 +222,7 @@ def put_outliers(model: Model, recipe: Recipe) -> None:
                 value=_IDS[vocabulary.EOS],
             )
         )
-    marked = [_IDS[vocabulary.BOS], _IDS["?"]]
+    marked = [_IDS[word] for word in recipe.outliers.marked]
     outliers.insert(
         model, torch.cat(rows), marked, recipe.outliers, derive(recipe.seed, "outliers")
     )
@@ -265,10 +265,19 @@ def _finished(path: Path, recipe: Recipe, after: str) -> list[dict[str, Any]]:
     return [header, *(row for row in rows[1:] if row["stage"] not in ahead)]
 
 
+def _own_core(rank: int) -> None:
+    """Keep to one core: beside other work, both ranks would end up on the same one, in turns."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) >= RANKS:
+            os.sched_setaffinity(0, {cores[rank]})
+
+
 def _worker(rank: int, recipe: Recipe, out: Path, after: str | None, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
+    _own_core(rank)
     torch.use_deterministic_algorithms(True)
     path = out / _LOG
     records = _finished(path, recipe, after) if after else []
