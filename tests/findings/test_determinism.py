@@ -12,13 +12,18 @@ from dllm_qbench.evaluation.evaluate import answers
 from dllm_qbench.models.embedded.items import FAMILIES
 
 ITEMS = 64
-SUBJECTS = (("gptq", "W4A16-g64"), ("smoothquant", "W4A4"))
+SUBJECTS = (
+    ("llada-embedded", "gptq", "W4A16-g64"),
+    ("llada-embedded", "smoothquant", "W4A4"),
+    ("dream-embedded", "quarot", "W4A4"),
+)
 
 
 @pytest.fixture(scope="module", params=SUBJECTS, ids=lambda subject: "-".join(subject))
-def quantized(request: pytest.FixtureRequest, embedded_lm: qb.DiffusionLM) -> qb.DiffusionLM:
-    method, scheme = request.param
-    return qb.quantize(embedded_lm, method, scheme, calibration=qb.calibration(embedded_lm, seed=0))
+def quantized(request: pytest.FixtureRequest) -> qb.DiffusionLM:
+    model, method, scheme = request.param
+    lm = qb.load(model)
+    return qb.quantize(lm, method, scheme, calibration=qb.calibration(lm, seed=0))
 
 
 @pytest.fixture
@@ -28,13 +33,12 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_quantizing_twice_gives_the_same_bits(
-    embedded_lm: qb.DiffusionLM, quantized: qb.DiffusionLM
-) -> None:
+def test_quantizing_twice_gives_the_same_bits(quantized: qb.DiffusionLM) -> None:
     recipe = quantized.recipe
     assert recipe is not None
-    calibration = qb.calibration(embedded_lm, seed=0)
-    again = qb.quantize(embedded_lm, recipe["method"], recipe["scheme"], calibration=calibration)
+    lm = qb.load(quantized.name)
+    calibration = qb.calibration(lm, seed=0)
+    again = qb.quantize(lm, recipe["method"], recipe["scheme"], calibration=calibration)
     assert again.fingerprint() == quantized.fingerprint()
     assert again.recipe == recipe
 
