@@ -296,6 +296,9 @@ def _worker(rank: int, recipe: Recipe, out: Path, after: str | None, port: int) 
         loaded = loading.load(out / after).model.requires_grad_(True)
         assert isinstance(loaded, Model)
         model = loaded
+        for parameter in model.parameters():
+            # Out of the mapped file: kernels sum in another order where memory is not aligned.
+            parameter.data = parameter.data.clone()
         stages = stages[stages.index(after) + 1 :]
     for stage in stages:
         if stage == "settled":
