@@ -154,7 +154,9 @@ def test_awq_beats_rounding_to_nearest_on_math_at_3_bits(model: str) -> None:
 def test_awq_beats_rounding_to_nearest_in_layer_error_on_average(
     model: str, scheme: str, family: str
 ) -> None:
-    awq, rtn = (cells_of(model)[f"{method}/{scheme}/{family}"].layer_sqnr for method in ("awq", "rtn"))
+    awq, rtn = (
+        cells_of(model)[f"{method}/{scheme}/{family}"].layer_sqnr for method in ("awq", "rtn")
+    )
     assert mean(awq.values()) > mean(rtn.values())
 
 
