@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dllm_qbench.diffusion.likelihood import log_likelihoods
@@ -90,6 +90,7 @@ def test_result_does_not_depend_on_batch_size_or_on_other_requests(
 
 
 @given(st.integers(1, 12), st.integers(1, 40), st.floats(0, 1, exclude_max=True))
+@example(1, 3, 1 - 2**-52)
 def test_mask_counts_are_stratified(length: int, samples: int, offset: float) -> None:
     counts = Counter(mask_counts(length, samples, offset))
     assert set(counts) <= set(range(1, length + 1))
