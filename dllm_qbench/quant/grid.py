@@ -69,9 +69,7 @@ class Grid:
 
     def nearest(self, x: Tensor) -> Tensor:
         """Return the level nearest to every value, in the data type of ``x``."""
-        # An asymmetric grid may end half a step beyond its range: not beyond the data type's.
-        limits = torch.finfo(x.dtype)
-        return self.values(self.codes(x)).clamp_(limits.min, limits.max).to(x.dtype)
+        return within(self.values(self.codes(x)), x.dtype)
 
     def rows(self, rows: slice) -> Grid:
         """Return the grid of some of the rows of a two-dimensional tensor."""
@@ -79,6 +77,15 @@ class Grid:
 
     def _spread(self, per_group: Tensor, size: int) -> Tensor:
         return per_group.repeat_interleave(self.group, dim=-1)[..., :size]
+
+
+def within(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return levels in a data type; its largest number for those beyond.
+
+    An asymmetric grid may end half a step beyond its range: not beyond the data type's.
+    """
+    limits = torch.finfo(dtype)
+    return values.clamp(limits.min, limits.max).to(dtype)
 
 
 def code_range(bits: int, symmetric: bool) -> tuple[int, int]:

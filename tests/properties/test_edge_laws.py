@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import dllm_qbench as qb
 from dllm_qbench.quant.grid import quantize_dequantize
 from dllm_qbench.quant.layers import quantize_tokens
 from dllm_qbench.quant.methods import duquant
@@ -26,6 +28,8 @@ from dllm_qbench.quant.methods.gptq import gptq_weight
 from dllm_qbench.quant.methods.rtn import round_weight
 from dllm_qbench.quant.scheme import Scheme
 from tests.helpers.layers import correlated_layer
+from tests.helpers.rotated import data as calibration
+from tests.helpers.tiny import tiny_llada
 
 Rounding = Callable[[Tensor, Scheme], Tensor]
 
@@ -259,6 +263,42 @@ def extreme(dtype: torch.dtype, largest: float | None = None) -> st.SearchStrate
     largest = torch.finfo(dtype).max if largest is None else largest
     finite = st.floats(-largest, largest, width=FLOATS[dtype])  # type: ignore[arg-type]
     return weights(finite | st.sampled_from([-largest, largest]), dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@each_weight
+@given(schemes, st.data())
+def test_finite_weights_stay_finite(
+    how: str, dtype: torch.dtype, scheme: Scheme, data: st.DataObject
+) -> None:
+    # GPTQ adds up errors in float64: there is no wider type where the weights have this one.
+    room = how.startswith("gptq") and dtype == torch.float64
+    w = data.draw(extreme(dtype, 1e300 if room else None))
+    assert torch.isfinite(WEIGHTS[how](w, scheme)).all()
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "rtn": {},
+    "gptq": {},
+    "awq": {"ratios": 2, "clip_steps": 2},
+    "smoothquant": {},
+    "quarot": {"weights": "rtn"},
+    "duquant": {"steps": 1},
+}
+
+
+@given(st.sampled_from(list(METHODS)), bits, st.booleans(), st.floats(0, 65504, width=16))
+def test_no_method_stores_an_infinity_for_a_finite_weight(
+    method: str, b: int, symmetric: bool, other: float
+) -> None:
+    """A weight may be the largest of float16 where its input is dead and does no harm."""
+    lm = tiny_llada(dtype=torch.float16, n_layers=1)
+    mlp: Any = lm.model.get_submodule("model.layers.0.mlp")
+    mlp.up_proj.weight[:2] = 0.0
+    mlp.down_proj.weight[0, :2] = torch.tensor([65504.0, -other])
+    scheme = Scheme(b, 16, None, symmetric)
+    quantized = qb.quantize(lm, method, scheme, calibration(lm), **METHODS[method])
+    quantized.check_finite(method)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -237,6 +237,16 @@ def test_overflow_names_the_linear() -> None:
         qb.quantize(lm, "awq", "W4A16", qb.calibration(lm, sequences=2))
 
 
+def test_folded_weight_that_overflows_names_the_linear() -> None:
+    """A clamp would hide it, an infinity would be stored: neither is the model that was asked for."""
+    lm = tiny_llada(n_layers=1, dtype=torch.float16)
+    mlp: Any = lm.model.get_submodule("model.layers.0.mlp")
+    mlp.up_proj.weight[0] *= 30
+    mlp.down_proj.weight[0, 0] = 65504.0
+    with pytest.raises(NonFiniteError, match=r"awq: model\.layers\.0\.mlp\.down_proj: .*float16"):
+        qb.quantize(lm, "awq", "W16A16", qb.calibration(lm, sequences=2))
+
+
 def _layer(lm: DiffusionLM, name: str) -> QuantLinear:
     layer = lm.model.get_submodule(name)
     assert isinstance(layer, QuantLinear)

@@ -29,6 +29,12 @@ TEST_ITEMS = 2000
 GENERATION = {"math": (18, 9, 6), "code": (18, 9, 6)}
 ANSWER_LENGTH = {"general": 3, "math": 18, "code": 18}
 
+KINDS = {
+    "general": {"fact": 0.3, "order": 0.1, "largest": 0.2, "sum": 0.2, "difference": 0.2},
+    "math": {"two-step": 0.5, "three-step": 0.5},
+    "code": {"two-op": 0.4, "three-op": 0.6},
+}
+
 
 def answer_length(family: str, closed: bool) -> int:
     """Return the tokens of an answer's canvas; ``closed`` where an end of text follows a choice.
@@ -36,13 +42,6 @@ def answer_length(family: str, closed: bool) -> int:
     Dream's likelihood puts one behind the target, LLaDA's does not.
     """
     return ANSWER_LENGTH[family] + int(closed and family == "general")
-
-
-KINDS = {
-    "general": {"fact": 0.3, "order": 0.1, "largest": 0.2, "sum": 0.2, "difference": 0.2},
-    "math": {"two-step": 0.5, "three-step": 0.5},
-    "code": {"two-op": 0.4, "three-op": 0.6},
-}
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ from torch.nn import functional as F
 from dllm_qbench.errors import NonFiniteError
 from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.capture import BlockRunner, second_moment
-from dllm_qbench.quant.grid import Grid, find_grid
+from dllm_qbench.quant.grid import Grid, find_grid, within
 from dllm_qbench.quant.layers import BLOCK_GROUPS, QuantLinear, blocks, put, target_names
 from dllm_qbench.quant.scheme import Scheme
 
@@ -127,7 +127,7 @@ def round_clipped(
         limit_OI = limit_OG.repeat_interleave(group, -1)[:, :size]
         wide = wide.clamp(-limit_OI, limit_OI)
     grid = find_grid(wide, scheme.weight_bits, symmetric, group)
-    return grid.values(grid.codes(wide)), grid
+    return grid.nearest(wide), grid
 
 
 def clip_shares(
@@ -198,7 +198,7 @@ def quantize_model(
                     f" on the calibration data, or is once this linear is rounded"
                 )
             choices[names] = choice
-        _replace(block, choices, scheme, symmetric)
+        _replace(block, f"model.layers.{index}", choices, scheme, symmetric)
 
 
 class _Place:
@@ -297,9 +297,16 @@ class _Place:
 
 
 def _replace(
-    block: Any, choices: dict[tuple[str, ...], Choice], scheme: Scheme, symmetric: bool
+    block: Any,
+    where: str,
+    choices: dict[tuple[str, ...], Choice],
+    scheme: Scheme,
+    symmetric: bool,
 ) -> None:
-    """Fold all divisions into their writers and put the quantized linears in place."""
+    """Fold all divisions into their writers and put the quantized linears in place.
+
+    ``where`` is the block's name, for errors.
+    """
     written: dict[str, Tensor] = {}
     for names, choice in choices.items():
         writer, s = _WRITERS[names], choice.s
@@ -318,9 +325,15 @@ def _replace(
             if out is not None:  # scaling a row scales its grid: what was found stays the best
                 weight = weight / out[:, None]
                 bias = None if bias is None else (bias.double() / out).to(bias.dtype)
-            values, grid = round_clipped(weight, scheme, symmetric, shares)
             dtype = linear.weight.dtype
-            layer = QuantLinear(values.to(dtype), bias, grid, scheme, NAME)
+            largest = float(weight.abs().amax())
+            if largest > torch.finfo(dtype).max:
+                raise NonFiniteError(
+                    f"awq: {where}.{name}: a weight is {largest:.3g} once its channel is scaled,"
+                    f" beyond {dtype}; load the model in a wider dtype"
+                )
+            values, grid = round_clipped(weight, scheme, symmetric, shares)
+            layer = QuantLinear(within(values, dtype), bias, grid, scheme, NAME)
             layer.input_scale = choice.s.to(dtype)
             layer.output_scale = None if out is None else out.to(dtype)
             put(block, name, layer)

@@ -146,7 +146,7 @@ def _round(
     if not scheme.quantizes_weights:
         return weight, None
     grid = find_grid(weight.double() * clip, scheme.weight_bits, symmetric, scheme.group)
-    return grid.values(grid.codes(weight)).to(weight.dtype), grid
+    return grid.nearest(weight), grid
 
 
 def _check(alpha: float, clips: dict[str, float], counts: dict[str, int]) -> None:

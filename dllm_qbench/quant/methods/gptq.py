@@ -44,6 +44,7 @@ from dllm_qbench.quant.grid import (
     require_finite,
     round_half_away,
     scale_and_zero,
+    within,
 )
 from dllm_qbench.quant.layers import QuantLinear, blocks, put, target_names
 from dllm_qbench.quant.scheme import Scheme
@@ -84,7 +85,8 @@ def gptq_weight(
     """
     parsed = Scheme.parse(scheme)
     symmetric = parsed.is_symmetric(symmetric_by_default(parsed))
-    return solve(weight, hessian, parsed, symmetric, damp, act_order)[0].to(weight.dtype)
+    values, _ = solve(weight, hessian, parsed, symmetric, damp, act_order)
+    return within(values, weight.dtype)
 
 
 def solve(
@@ -221,7 +223,7 @@ def solved_weights(
                 rows = slice(start, start + linear.out_features)
                 start = rows.stop
                 own = None if grid is None else grid.rows(rows)
-                yield f"model.layers.{index}.{name}", values[rows].to(linear.weight.dtype), own
+                yield f"model.layers.{index}.{name}", within(values[rows], linear.weight.dtype), own
 
 
 def _linear(owner: nn.Module, name: str) -> nn.Linear | QuantLinear:
