@@ -130,8 +130,11 @@ class Baselines:
 
 
 def update_command(model: str, cell: str) -> str:
-    """The command that measures a cell of the matrix and writes its baseline."""
-    return f"pytest --qbench-update --qbench-model={model} -k {cell.replace('/', '-')}"
+    """The command that measures a cell of the matrix and writes its baseline.
+
+    The model is chosen by the test's name: where it is a folder, ``--qbench-model`` has its path.
+    """
+    return f"pytest --qbench-update -k {model}-{cell.replace('/', '-')}"
 
 
 def baseline_path(folder: str | Path, model: str) -> Path:

@@ -38,7 +38,8 @@ class Settings:
         if not str(items).isdecimal() or int(items) < 1:
             raise pytest.UsageError(f"--qbench-items is {items!r}, expected a count of at least 1")
         records = _option(config, "records")
-        models = tuple(dict.fromkeys(str(_option(config, "model")).replace(",", " ").split()))
+        given = str(_option(config, "model")).split(",")
+        models = tuple(dict.fromkeys(name.strip() for name in given if name.strip()))
         if not models:
             raise pytest.UsageError("--qbench-model is empty, expected one or more models")
         update_pass = bool(config.getoption("qbench_update_pass"))

@@ -73,7 +73,8 @@ class Record:
             raise QBenchError(f"record: field 'seed' is {self.seed!r}, expected an integer")
         self._check_items()
         for name in ("audits", "audit_findings"):
-            if not all(type(text) is str for text in getattr(self, name)):
+            texts = getattr(self, name)
+            if not isinstance(texts, tuple) or not all(type(text) is str for text in texts):
                 raise QBenchError(f"record {self.cell}: field {name!r} must be a tuple of str")
         for name in ("recipe", "provenance", "layer_sqnr"):
             _require(self, name, Mapping)

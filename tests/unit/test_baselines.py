@@ -155,9 +155,7 @@ def test_file_that_is_no_baseline_is_an_error(content: bytes, message: str, tmp_
 def test_missing_file_and_missing_cell_say_how_to_record(path: Path) -> None:
     with pytest.raises(BaselineError, match=r"no such file; .* pytest --qbench-update"):
         read_baselines(path.with_name("none.json"))
-    with pytest.raises(
-        BaselineError, match="pytest --qbench-update --qbench-model=toy -k rtn-W8A8-math"
-    ):
+    with pytest.raises(BaselineError, match="pytest --qbench-update -k toy-rtn-W8A8-math"):
         judge(make_record(cell="rtn/W8A8/math"), path)
     with pytest.raises(BaselineError, match="cannot be read"):
         read_baselines(path.parent)

@@ -138,6 +138,13 @@ def test_every_cell_runs_on_every_model_one_model_after_the_other(recorded: Suit
     recorded.run(models, "-k", "tiny and math").assert_outcomes(passed=1, deselected=5)
 
 
+def test_checkpoint_folder_may_have_blanks_in_its_name(suite: Suite) -> None:
+    suite.pytester.makepyfile(test_cells="def test_nothing(): pass")
+    result = suite.run("--qbench-model=my checkpoints/a model, tiny")
+    result.stdout.fnmatch_lines(["qbench: model my checkpoints/a model, tiny, 500 items *"])
+    assert result.ret == 0
+
+
 def test_model_with_the_worst_cell_comes_first(recorded: Suite) -> None:
     recorded.plan(math=(400, 500, 0, 100))
     other = recorded.pytester.path / "baselines" / "a-model.json"

@@ -82,6 +82,8 @@ def test_a_drop_from_nothing_is_an_error_and_not_a_number() -> None:
         (lambda d: d.update(record_version=9), "record_version is 9"),
         (lambda d: d.update(quantized_accuracy=0.5), "'quantized_accuracy' is 0.5 but"),
         (lambda d: d.update(method=7), "field 'method' is int"),
+        (lambda d: d.update(audits=None), "field 'audits' must be a tuple of str"),
+        (lambda d: d.update(audit_findings=[3]), "field 'audit_findings' must be a tuple of str"),
     ],
 )
 def test_reading_names_the_file_and_the_broken_field(
