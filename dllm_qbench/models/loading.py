@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from dllm_qbench.errors import CheckpointError
+from dllm_qbench.errors import CheckpointError, QBenchError
 from dllm_qbench.models import dream, llada
 from dllm_qbench.models.lm import DiffusionLM
 
@@ -78,7 +78,9 @@ def load(
     Raises:
         CheckpointError: missing, truncated, inconsistent or unknown; names file and field or
             tensor.
+        QBenchError: a device that torch does not know, or does not find on this machine.
     """
+    place = _device(device)
     name = str(name_or_folder)
     folder = EMBEDDED.get(name, Path(name_or_folder))
     if not folder.is_dir():
@@ -97,10 +99,10 @@ def load(
     config = architecture.config(raw, str(folder / "config.json"))
     with torch.device("meta"):
         model = architecture.model(config)
-    _fill(model, architecture, folder, dtype, torch.device(device))
+    _fill(model, architecture, folder, dtype, place)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(place)
     lm = DiffusionLM(
         model.train(False).requires_grad_(False),
         _tokenizer(folder),
@@ -125,6 +127,20 @@ def save(lm: DiffusionLM, folder: Path, dtype: torch.dtype | None = None) -> Non
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     if lm.tokenizer is not None:
         lm.tokenizer.save_pretrained(str(folder))
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """Return a device on which a tensor can be made."""
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise QBenchError(
+            f"device {str(device)!r} cannot be used: {why}; this machine has"
+            f" {torch.cuda.device_count()} CUDA device(s); 'cpu' always works"
+        ) from error
+    return place
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dllm_qbench as qb
-from dllm_qbench.errors import CheckpointError, NonFiniteError
+from dllm_qbench.errors import CheckpointError, NonFiniteError, QBenchError
 from tests.helpers.official import official_tensors, write_official
 from tests.helpers.tiny import tiny_config
 
@@ -144,3 +144,9 @@ def test_ids_are_checked() -> None:
     with pytest.raises(ValueError, match=r"token ids must lie in 0\.\.63, found 1\.\.64"):
         lm.logits([1, 64])
     assert lm.logits([[1, 2], [3, 4]]).shape == (2, 2, 64)
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_device_that_cannot_be_used_is_named(device: str) -> None:
+    with pytest.raises(QBenchError, match=f"device '{device}' cannot be used"):
+        qb.load("llada-embedded", device=device)
