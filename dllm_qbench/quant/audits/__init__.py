@@ -37,7 +37,7 @@ from dllm_qbench.quant.audits.behaviour import (
     input_untouched,
 )
 from dllm_qbench.quant.audits.contract import calibration_contract
-from dllm_qbench.quant.audits.subject import Finding, Quantizer, Subject
+from dllm_qbench.quant.audits.subject import Finding, Quantizer, Rerun, Subject
 from dllm_qbench.quant.audits.weights import coverage, finite, grid, size
 from dllm_qbench.quant.calibration import Calibration
 
@@ -67,6 +67,7 @@ def audit(
     targets: Sequence[str] | None = None,
     quantizer: Quantizer | None = None,
     fingerprint: str | None = None,
+    shared: dict[str, Rerun] | None = None,
 ) -> list[Finding]:
     """Run all nine audits on a quantized model.
 
@@ -82,6 +83,8 @@ def audit(
         quantizer: ``quantizer(lm, scheme)`` runs a method that the recipe alone cannot run again.
         fingerprint: the reference's from before it was quantized; ``None`` takes the one that it
             remembers, if ``reference.fingerprint()`` was called before.
+        shared: an empty dict that audits of one reference pass on to each other, to run a method at 16
+            bits once for all its schemes; only while neither the reference nor any code changes.
 
     Returns:
         What is wrong, in the order of ``AUDITS``; an empty list where nothing is.
@@ -96,7 +99,7 @@ def audit(
             f"audit: skip names {', '.join(map(repr, unknown))}, which is no audit;"
             f" audits: {', '.join(AUDITS)}"
         )
-    subject = Subject(quantized, reference, calibration, targets, quantizer, fingerprint)
+    subject = Subject(quantized, reference, calibration, targets, quantizer, fingerprint, shared)
     return [
         finding for name, check in AUDITS.items() if name not in skip for finding in check(subject)
     ]

@@ -21,7 +21,7 @@ from dllm_qbench.quant.audits.spy import AttentionCall, watch_attention
 from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.calibration import calibration as draw_calibration
 from dllm_qbench.quant.layers import QuantLinear, target_names
-from dllm_qbench.quant.quantize import METHODS, quantize
+from dllm_qbench.quant.quantize import METHODS, quantize, recipe_hash
 from dllm_qbench.quant.scheme import UNTOUCHED, Scheme
 from dllm_qbench.seeding import derive
 
@@ -83,6 +83,8 @@ class Subject:
             (``"q_proj"``, ``"self_attn.o_proj"``); ``None`` where it has no such configuration.
         quantizer: runs the method again; ``None`` takes method and parameters of the recipe.
         fingerprint: the reference's fingerprint from before it was quantized, if it was taken.
+        shared: runs at 16 bits that audits of the same reference have in common: schemes of one method
+            that differ in nothing but bits. Its owner sees that reference and code stay the same.
     """
 
     quantized: DiffusionLM
@@ -91,6 +93,7 @@ class Subject:
     targets: Sequence[str] | None = None
     quantizer: Quantizer | None = None
     fingerprint: str | None = None
+    shared: dict[str, Rerun] | None = None
     _undrawn: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -171,7 +174,13 @@ class Subject:
         if sum(p.numel() for p in copy.model.parameters()) <= _WIDE_PARAMETERS:
             copy.model.double()
         own = self.scheme
-        return self._run(copy, Scheme(UNTOUCHED, UNTOUCHED, own.group, own.symmetric))
+        scheme = Scheme(UNTOUCHED, UNTOUCHED, own.group, own.symmetric)
+        if self.shared is None or self.quantizer is not None:
+            return self._run(copy, scheme)
+        key = recipe_hash({**self.recipe, "scheme": str(scheme)})
+        if key not in self.shared:
+            self.shared[key] = self._run(copy, scheme)
+        return self.shared[key]
 
     def _run(self, copy: DiffusionLM, scheme: Scheme) -> Rerun:
         with watch_attention(copy.model) as calls:
