@@ -1,6 +1,8 @@
-"""Canvases on which a cell's layer errors are measured: true answers of its task, partly masked."""
+"""Canvases on which a cell's fidelity is measured: true answers of its task, partly masked."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,30 +13,61 @@ from dllm_qbench.models.embedded.items import answer_length, test_items
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.seeding import derive
 
-_ITEMS = 64
+ITEMS = 64
 
 
-def probe(lm: DiffusionLM, family: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return 64 canvases of a family's first items and their attention mask, both ``[64, T]``.
+@dataclass(frozen=True, eq=False)
+class Canvases:
+    """Answers as a model sees them between the first and the last denoising step.
+
+    Attributes:
+        ids: long ``[B, T]``, some answer tokens masked.
+        attention_mask: ``[B, T]``, 0 for padding.
+        truth: ``ids`` with nothing masked.
+        mask_ratio: ``[B]``, masked share of the answer's tokens, above 0.
+    """
+
+    ids: Tensor
+    attention_mask: Tensor
+    truth: Tensor
+    mask_ratio: Tensor
+
+
+def canvases(lm: DiffusionLM, family: str, seed: int = 0, items: int = ITEMS) -> Canvases:
+    """Return one canvas for each of a family's first items.
 
     Answers are filled up with the end of text as in generation, and hide k tokens, k uniform on
-    1..length: what a model sees between the first and the last denoising step.
+    1..length. An item's canvas does not depend on how many there are.
 
     Raises:
         TaskError: the model has no tokenizer.
     """
     if lm.tokenizer is None:
         raise TaskError(f"{lm.name} has no tokenizer; the probe of a task needs one")
-    rows = []
-    for item in test_items(family, _ITEMS, seed):
+    rows, truths, ratios = [], [], []
+    for item in test_items(family, items, seed):
         prompt = list(lm.tokenizer(item.prompt)["input_ids"])
         answer = list(lm.tokenizer(item.answer, add_special_tokens=False)["input_ids"])
         answer += [lm.eos_id] * (answer_length(family, lm.closed_targets) - len(answer))
         (hidden,) = draw_masks(len(answer), 1, derive(seed, "probe", family, item.id))
+        truths.append(prompt + answer)
         rows.append(
             prompt + [lm.mask_id if i in hidden else token for i, token in enumerate(answer)]
         )
+        ratios.append(len(hidden) / len(answer))
     longest = max(map(len, rows))
-    ids_BT = torch.tensor([row + [lm.pad_id] * (longest - len(row)) for row in rows])
-    mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return ids_BT, mask_BT
+    padding = [[lm.pad_id] * (longest - len(row)) for row in rows]
+    return Canvases(
+        ids=torch.tensor([row + pad for row, pad in zip(rows, padding, strict=True)]),
+        attention_mask=torch.tensor(
+            [[1] * len(row) + [0] * len(pad) for row, pad in zip(rows, padding, strict=True)]
+        ),
+        truth=torch.tensor([row + pad for row, pad in zip(truths, padding, strict=True)]),
+        mask_ratio=torch.tensor(ratios),
+    )
+
+
+def probe(lm: DiffusionLM, family: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask of :func:`canvases`, both ``[64, T]``."""
+    made = canvases(lm, family, seed)
+    return made.ids, made.attention_mask

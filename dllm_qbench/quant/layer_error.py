@@ -1,17 +1,21 @@
-"""Where a quantized model departs from its full-precision self: SQNR of every targeted linear.
+"""Where a quantized model departs from its full-precision self, module by module.
 
-SQNR_dB = 10 log10(||y||^2 / ||y - y_q||^2), with y the full-precision output of a linear, over all
-real tokens, summed in float64. 6 dB is one bit. Two readings:
+SQNR_dB = mean over real tokens of 10 log10(||y||^2 / ||y - y_q||^2), with y [O] what full precision
+has there for the token, in float64. 6 dB is one bit. The mean is of tokens' dB, not the dB of summed
+energies: behind massive activations a few delimiter tokens hold nearly all energy, the ratio of sums
+is theirs alone, and it moves by up to 8 dB where a rotation's seed changes (embedded LLaDA, QuaRot
+W4A4, down_proj; the mean of dB by less than 2). Two readings:
 
-- :func:`layer_errors`: both models run from the same ids; a linear's error includes all that came in
-  from before it. This is the profile that a baseline stores.
-- :func:`local_errors`: both linears read the full-precision model's input; a linear's error is its own.
+- accumulated: both models run from the same ids; what a module puts out includes all that came in
+  from before it. Read at every targeted linear's output and at the taps between them
+  (:data:`TAPS`), where a fault outside the linears shows first;
+- local: both linears read the full-precision model's input; a linear's error is its own.
 
 A method that rescales channels (SmoothQuant) or rotates them (QuaRot) changes what some linears read
 and write; what its layers keep of that (``QuantLinear.from_reference``, ``.to_reference``) is undone
 before anything is compared.
 
-Shapes: B sequences, T tokens, N real tokens, I inputs, O outputs.
+Shapes: B sequences, T tokens, N real tokens, I inputs, O outputs, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,8 +33,89 @@ from dllm_qbench.errors import NonFiniteError, QBenchError
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.quant.layers import QuantLinear, target_names
 
-MOST_DB = 200.0  # stands for "identical": records hold finite numbers only
+MOST_DB = 100.0
+"""A token's SQNR is cut to -100..100 dB: beyond, float32 itself is the noise."""
+HEAD = "lm_head"
+TAPS = {
+    "self_attn.q_proj": "input_layernorm",
+    "self_attn.o_proj": "self_attn",
+    "mlp.gate_proj": "post_attention_layernorm",
+    "mlp.down_proj": "mlp",
+}
+"""Between the linears: what this linear reads is what that module (or that part of it) puts out."""
 _CHUNK_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How far two models are apart on the same canvases.
+
+    Attributes:
+        layer_sqnr: accumulated SQNR in dB by module, in forward order: taps, linears, and the logits
+            last, as ``lm_head``.
+        local_sqnr: local SQNR in dB of every targeted linear, in forward order.
+        reference_logits, quantized_logits: ``[B, T, V]``.
+    """
+
+    layer_sqnr: dict[str, float]
+    local_sqnr: dict[str, float]
+    reference_logits: Tensor
+    quantized_logits: Tensor
+
+
+def profile(
+    reference: DiffusionLM,
+    quantized: DiffusionLM,
+    ids: Tensor,
+    attention_mask: Tensor | None = None,
+) -> Profile:
+    """Run both models on the same canvases and compare them everywhere.
+
+    Args:
+        reference: the full-precision model.
+        quantized: a model of the same architecture.
+        ids: long ``[T]`` or ``[B, T]``; a calibration's, or any canvases.
+        attention_mask: ``[B, T]``, 0 for padding, which is left out of the sums.
+
+    Returns:
+        dB within -100..100; 100 means identical, as far as float32 can tell.
+
+    Raises:
+        NonFiniteError: an output is NaN or infinite; names the module and the model.
+        QBenchError: the two models do not have the same linears.
+    """
+    names = _common_names(reference, quantized)
+    layer: dict[str, _Mean] = {}
+    local = {name: _Mean() for name in names}
+    logits: list[tuple[Tensor, Tensor]] = []
+    for part_BT, mask_BT in _chunks(reference, ids, attention_mask):
+        real_BT = mask_BT.bool()
+        with _recorded(reference, names) as expected:
+            wanted_BTV = reference.logits(part_BT, mask_BT)
+        with _recorded(quantized, names) as found:
+            found_BTV = quantized.logits(part_BT.to(quantized.device), mask_BT).to(
+                wanted_BTV.device
+            )
+        for name in names:
+            x_NI, y_NO = (side[real_BT] for side in expected[name])
+            read_NI, q_NO = (side.to(y_NO.device)[real_BT] for side in found[name])
+            block, leaf = _split(name)
+            if leaf in TAPS:
+                tap = f"{block}.{TAPS[leaf]}"
+                read_NI = _in_reference_terms(quantized, name, read_NI)
+                layer.setdefault(tap, _Mean()).add(tap, x_NI, read_NI)
+            output_NO = _to_reference(quantized, name, q_NO)
+            layer.setdefault(name, _Mean()).add(name, y_NO, output_NO)
+            alone_NO = _alone(quantized, name, x_NI).to(y_NO.device)
+            local[name].add(name, y_NO, _to_reference(quantized, name, alone_NO))
+        layer.setdefault(HEAD, _Mean()).add(HEAD, wanted_BTV[real_BT], found_BTV[real_BT])
+        logits.append((wanted_BTV, found_BTV))
+    return Profile(
+        {name: mean.value for name, mean in layer.items()},
+        {name: mean.value for name, mean in local.items()},
+        torch.cat([wanted for wanted, _ in logits]),
+        torch.cat([found for _, found in logits]),
+    )
 
 
 def layer_errors(
@@ -40,32 +126,10 @@ def layer_errors(
 ) -> dict[str, float]:
     """Return the accumulated SQNR in dB of every targeted linear's output, in forward order.
 
-    Args:
-        reference: the full-precision model.
-        quantized: a model of the same architecture.
-        ids: long ``[T]`` or ``[B, T]``; a calibration's, or any canvases.
-        attention_mask: ``[B, T]``, 0 for padding, which is left out of the sums.
-
-    Returns:
-        dB by full module name, within -200..200; 200 means identical.
-
-    Raises:
-        NonFiniteError: an output is NaN or infinite; names the module and the model.
-        QBenchError: the two models do not have the same linears.
+    Arguments and errors are those of :func:`profile`.
     """
-    names = _common_names(reference, quantized)
-    sums = {name: [0.0, 0.0] for name in names}
-    for part_BT, mask_BT in _chunks(reference, ids, attention_mask):
-        real_BT = mask_BT.bool()
-        with _recorded(reference, names) as expected:
-            reference.logits(part_BT, mask_BT)
-        with _recorded(quantized, names) as found:
-            quantized.logits(part_BT.to(quantized.device), mask_BT)
-        for name in names:
-            y_NO = expected[name][1][real_BT].double()
-            q_NO = found[name][1].to(y_NO.device)[real_BT]
-            _add(sums[name], name, y_NO, _to_reference(quantized, name, q_NO))
-    return {name: _decibel(*sums[name]) for name in names}
+    found = profile(reference, quantized, ids, attention_mask)
+    return {name: found.layer_sqnr[name] for name in found.local_sqnr}
 
 
 def local_errors(
@@ -76,25 +140,9 @@ def local_errors(
 ) -> dict[str, float]:
     """Return the SQNR in dB of each linear alone, both fed with the full-precision model's inputs.
 
-    Arguments, results and errors are those of :func:`layer_errors`.
+    Arguments and errors are those of :func:`profile`.
     """
-    names = _common_names(reference, quantized)
-    sums = {name: [0.0, 0.0] for name in names}
-    for part_BT, mask_BT in _chunks(reference, ids, attention_mask):
-        real_BT = mask_BT.bool()
-        with _recorded(reference, names) as expected:
-            reference.logits(part_BT, mask_BT)
-        for name in names:
-            x_NI, y_NO = (side[real_BT] for side in expected[name])
-            module = quantized.model.get_submodule(name)
-            x_NI = x_NI.to(quantized.device)
-            with torch.no_grad():
-                if isinstance(module, QuantLinear):
-                    x_NI = module.from_reference(x_NI)
-                q_NO = module(x_NI.to(quantized.dtype))
-            q_NO = q_NO.to(y_NO.device)
-            _add(sums[name], name, y_NO.double(), _to_reference(quantized, name, q_NO))
-    return {name: _decibel(*sums[name]) for name in names}
+    return profile(reference, quantized, ids, attention_mask).local_sqnr
 
 
 def weight_error(weight: Tensor, quantized: Tensor, hessian: Tensor) -> float:
@@ -142,6 +190,34 @@ def _recorded(lm: DiffusionLM, names: list[str]) -> Iterator[dict[str, tuple[Ten
             handle.remove()
 
 
+def _split(name: str) -> tuple[str, str]:
+    """``model.layers.3.mlp.down_proj`` -> (``model.layers.3``, ``mlp.down_proj``)."""
+    parts = name.split(".")
+    return ".".join(parts[:3]), ".".join(parts[3:])
+
+
+def _alone(lm: DiffusionLM, name: str, x_NI: Tensor) -> Tensor:
+    """Return what the linear called ``name`` makes of full precision's input."""
+    module = lm.model.get_submodule(name)
+    x_NI = x_NI.to(lm.device)
+    with torch.no_grad():
+        if isinstance(module, QuantLinear):
+            x_NI = module.from_reference(x_NI)
+        out: Tensor = module(x_NI.to(lm.dtype))
+    return out
+
+
+def _in_reference_terms(lm: DiffusionLM, name: str, x_NI: Tensor) -> Tensor:
+    """Return what the linear called ``name`` reads in full precision's terms, in float64."""
+    module = lm.model.get_submodule(name)
+    wide = x_NI.double()
+    if not isinstance(module, QuantLinear):
+        return wide
+    if module.input_rotation is not None:
+        wide = module.input_rotation.inverse(wide)
+    return wide if module.input_scale is None else wide * module.input_scale.to(wide)
+
+
 def _to_reference(lm: DiffusionLM, name: str, y_NO: Tensor) -> Tensor:
     """Return an output of the module called ``name`` in full precision's terms, in float64."""
     module = lm.model.get_submodule(name)
@@ -149,19 +225,31 @@ def _to_reference(lm: DiffusionLM, name: str, y_NO: Tensor) -> Tensor:
     return module.to_reference(wide) if isinstance(module, QuantLinear) else wide
 
 
-def _add(sums: list[float], name: str, expected_NO: Tensor, found_NO: Tensor) -> None:
-    signal = float(expected_NO.square().sum())
-    noise = float((expected_NO - found_NO).square().sum())
-    if not math.isfinite(signal) or not math.isfinite(noise):
-        which = "full-precision" if not math.isfinite(signal) else "quantized"
-        raise NonFiniteError(f"layer errors: the {which} output of {name} is NaN or infinite")
-    sums[0] += signal
-    sums[1] += noise
+def token_sqnr(expected_NO: Tensor, found_NO: Tensor) -> Tensor:
+    """Return each token's SQNR in dB, float64 ``[N]``, cut to -100..100; 0 against 0 is 100."""
+    signal_N = expected_NO.double().square().sum(-1)
+    noise_N = (expected_NO.double() - found_NO.double()).square().sum(-1)
+    decibel_N: Tensor = 10 * (signal_N.log10() - noise_N.log10())
+    decibel_N = torch.where(noise_N == 0, MOST_DB, decibel_N)
+    return decibel_N.clamp(-MOST_DB, MOST_DB)
 
 
-def _decibel(signal: float, noise: float) -> float:
-    if noise == 0.0:
-        return MOST_DB
-    if signal == 0.0:
-        return -MOST_DB
-    return min(MOST_DB, max(-MOST_DB, 10 * math.log10(signal / noise)))
+@dataclass
+class _Mean:
+    """Tokens' dB of one place, added up chunk by chunk."""
+
+    total: float = 0.0
+    tokens: int = 0
+
+    def add(self, name: str, expected_NO: Tensor, found_NO: Tensor) -> None:
+        for which, side in (("full-precision", expected_NO), ("quantized", found_NO)):
+            if not bool(torch.isfinite(side).all()):
+                raise NonFiniteError(
+                    f"layer errors: the {which} output of {name} is NaN or infinite"
+                )
+        self.total += float(token_sqnr(expected_NO, found_NO).sum())
+        self.tokens += len(expected_NO)
+
+    @property
+    def value(self) -> float:
+        return self.total / max(self.tokens, 1)

@@ -11,7 +11,15 @@ import torch
 import dllm_qbench as qb
 from dllm_qbench.errors import NonFiniteError, QBenchError
 from dllm_qbench.models.lm import DiffusionLM
-from dllm_qbench.quant.layer_error import MOST_DB, layer_errors, local_errors, weight_error
+from dllm_qbench.quant.layer_error import (
+    HEAD,
+    MOST_DB,
+    layer_errors,
+    local_errors,
+    profile,
+    token_sqnr,
+    weight_error,
+)
 from dllm_qbench.quant.layers import target_names
 from tests.helpers.tiny import tiny_llada
 
@@ -47,6 +55,52 @@ def test_ten_percent_too_large_is_twenty_decibels_there_and_nothing_before() -> 
     assert all(local[name] == MOST_DB for name in names if name != BROKEN)
 
 
+def test_taps_stand_between_the_linears_and_the_logits_come_last() -> None:
+    lm = tiny_llada()
+    found = profile(lm, lm.clone(), IDS)
+    linears = target_names(lm.model)
+    assert list(found.local_sqnr) == linears
+    names = list(found.layer_sqnr)
+    block = [name.removeprefix("model.layers.0.") for name in names[:11]]
+    assert (
+        block
+        == (
+            "input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn "
+            "self_attn.o_proj post_attention_layernorm mlp.gate_proj mlp.up_proj mlp mlp.down_proj"
+        ).split()
+    )
+    assert len(names) == 2 * 11 + 1
+    assert names[-1] == HEAD
+    assert found.reference_logits.equal(lm.logits(IDS))
+
+
+@pytest.mark.parametrize("norm", ["input_layernorm", "post_attention_layernorm"])
+def test_fault_of_a_norm_shows_at_its_tap_and_in_no_linear_alone(norm: str) -> None:
+    lm = tiny_llada(dtype=torch.float64)
+    other = lm.clone()
+    other.model.get_parameter(f"model.layers.1.{norm}.weight").mul_(1.1)
+    found = profile(lm, other, IDS)
+    names = list(found.layer_sqnr)
+    place = names.index(f"model.layers.1.{norm}")
+    assert found.layer_sqnr[names[place]] == pytest.approx(20.0)
+    assert {found.layer_sqnr[name] for name in names[:place]} == {MOST_DB}
+    assert all(found.layer_sqnr[name] < 60 for name in names[place + 1 :])
+    assert set(found.local_sqnr.values()) == {MOST_DB}
+
+
+def test_profile_is_the_mean_of_tokens_decibels() -> None:
+    """And not the decibels of summed energies, which one loud token decides."""
+    expected = torch.tensor([[1000.0, 0.0], [1.0, 0.0], [3.0, 4.0], [0.0, 0.0]])
+    found = torch.tensor([[990.0, 0.0], [1.0, 0.1], [3.0, 4.0], [0.0, 0.0]])
+    # A hundredth of the amplitude is 40 dB, a tenth 20; equal, and nothing against nothing, 100.
+    assert token_sqnr(expected, found).tolist() == pytest.approx(
+        [40.0, 20.0, 100.0, 100.0], abs=1e-5
+    )
+    nothing, something = torch.zeros(1, 2), torch.ones(1, 2)
+    assert token_sqnr(nothing, something).tolist() == [-100.0]
+    assert token_sqnr(something, nothing).tolist() == [0.0]
+
+
 def test_sign_flip_is_minus_six_decibels() -> None:
     lm = tiny_llada(dtype=torch.float64)
     assert local_errors(lm, damaged(lm, -1.0), IDS)[BROKEN] == pytest.approx(-20 * math.log10(2))
@@ -58,7 +112,7 @@ def test_smoothing_alone_is_no_error(variant: dict[str, Any]) -> None:
     calibration = qb.calibration(lm, sequences=8, length=12)
     smoothed = qb.quantize(lm, "smoothquant", "W16A16", calibration)
     for measure in (layer_errors, local_errors):
-        assert min(measure(lm, smoothed, IDS).values()) > 180
+        assert set(measure(lm, smoothed, IDS).values()) == {MOST_DB}
 
 
 def test_padding_is_left_out() -> None:
@@ -71,7 +125,7 @@ def test_padding_is_left_out() -> None:
         assert padded[name] == pytest.approx(value, abs=1e-3)
 
 
-def test_one_row_and_chunks_are_sums_of_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_and_chunks_are_means_of_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_llada()
     quantized = qb.quantize(lm, "rtn", "W4A16")
     assert layer_errors(lm, quantized, IDS[0]) == layer_errors(lm, quantized, IDS[:1])
