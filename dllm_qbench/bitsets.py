@@ -26,7 +26,9 @@ def unpack_bits(text: str, items: int) -> tuple[bool, ...]:
 
 def item_checks(item_ids: Sequence[str]) -> bytes:
     """One check byte per item. Any prefix can be compared, so item counts may differ."""
-    return bytes(hashlib.sha256(item_id.encode()).digest()[0] for item_id in item_ids)
+    # A model's answer is checked like an id, and may hold half a surrogate pair.
+    raw = (item_id.encode("utf-8", "surrogatepass") for item_id in item_ids)
+    return bytes(hashlib.sha256(item).digest()[0] for item in raw)
 
 
 def encode(raw: bytes | bytearray) -> str:

@@ -15,6 +15,7 @@ from dllm_qbench.records import Record
 
 if TYPE_CHECKING:
     from dllm_qbench.verdict.judge import Verdict
+    from dllm_qbench.verdict.matrix import CellTests
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,16 @@ class Outcome:
             record=record.to_dict() if record else None,
             error=f"{type(error).__name__}: {error}",
         )
+
+    @property
+    def tests(self) -> CellTests | None:
+        """The cell's part of the run's tests; ``None`` where nothing was judged."""
+        from dllm_qbench.verdict.matrix import CellTests
+
+        if self.verdict is None:
+            return None
+        fields_of = ("p_values", "lost", "gained", "common", "margin")
+        return CellTests(self.model, self.cell, *(self.verdict[name] for name in fields_of))
 
     def to_json(self) -> str:
         """One line of JSON."""

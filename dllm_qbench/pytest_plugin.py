@@ -8,6 +8,7 @@ collects the reports writes: the record file, and with ``--qbench-update`` the b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,11 +50,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     text = "shipped models or checkpoint folders, separated by commas; each cell runs on each"
     option("model", text, "llada-embedded,dream-embedded", "NAMES")
     option("items", "items a cell", "500", "N")
+    option("device", "where the models run, as torch names it: cpu, cuda, cuda:1", "cpu", "DEVICE")
     option("baselines", "folder of the baselines, from the root folder", "baselines", "DIR")
     option("records", "write every cell's record and verdict to this JSON Lines file", None, "PATH")
     text = "fail on any verdict but 'equivalent' (changed, inconclusive)"
     group.addoption("--qbench-strict", action="store_true", help=text)
     parser.addini("qbench_strict", text, type="bool", default=False)
+    text = "stop a cell as soon as its verdict is settled, at the same error rates"
+    group.addoption("--qbench-sequential", action="store_true", help=text)
+    parser.addini("qbench_sequential", text, type="bool", default=False)
     group.addoption(
         "--qbench-update",
         action="store_true",
@@ -97,7 +102,8 @@ def pytest_terminal_summary(
 ) -> None:
     """The table, when cells ran."""
     run = config.stash[_RUN]
-    terminal.write_summary(terminalreporter, list(run.outcomes.values()), run.notes())
+    outcomes = list(run.outcomes.values())
+    terminal.write_summary(terminalreporter, outcomes, run.notes(), run.failures())
 
 
 @pytest.fixture(scope="session")
@@ -167,8 +173,10 @@ def qbench_cell(request: pytest.FixtureRequest, qbench_run: Run, qbench_model: s
         progress = terminal.ProgressLine(request.config)
         record = None
         try:
-            record = qbench_run.runner(qbench_model).measure(quantized, task, progress)
-            judged = qbench_run.judge(record)
+            runner = qbench_run.runner(qbench_model)
+            watch = qbench_run.watch(runner, quantized, name)
+            record = runner.measure(quantized, task, progress, watch)
+            judged = qbench_run.judge(record, watch, partial(runner.symptom, quantized, task))
         except Exception as error:
             publish(Outcome.of_error(name, quantized.name, error, record))
             raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,9 +12,12 @@ import pytest
 
 if TYPE_CHECKING:
     from dllm_qbench.engine.cells import CellRunner
+    from dllm_qbench.models.lm import DiffusionLM
     from dllm_qbench.outcomes import Outcome, OutcomeFile
     from dllm_qbench.records import Record
     from dllm_qbench.verdict.judge import Verdict
+    from dllm_qbench.verdict.matrix import MatrixFinding
+    from dllm_qbench.verdict.sequential import Watch
 
 PROPERTY: Final = "qbench"
 """Name of the user property that carries an outcome."""
@@ -24,10 +28,12 @@ class Settings:
     """The options of one run; command line before configuration file."""
 
     models: tuple[str, ...]
+    device: str
     items: int
     baselines: Path
     records: Path | None
     strict: bool
+    sequential: bool
     update: bool
     update_pass: bool
 
@@ -45,13 +51,19 @@ class Settings:
         update_pass = bool(config.getoption("qbench_update_pass"))
         settings = cls(
             models=models,
+            device=str(_option(config, "device")),
             items=int(items),
             baselines=config.rootpath / str(_option(config, "baselines")),
             records=config.invocation_params.dir / str(records) if records else None,
-            strict=bool(config.getoption("qbench_strict") or config.getini("qbench_strict")),
+            strict=_flag(config, "strict"),
+            sequential=_flag(config, "sequential"),
             update=bool(config.getoption("qbench_update")) or update_pass,
             update_pass=update_pass,
         )
+        if settings.sequential and settings.update:
+            raise pytest.UsageError(
+                "--qbench-sequential stops cells early; a baseline needs all items: drop one of the two"
+            )
         if settings.records and settings.records.is_dir():
             raise pytest.UsageError(f"--qbench-records: {settings.records} is a folder")
         if settings.update and not update_pass and _in_ci():
@@ -80,6 +92,8 @@ class Run:
         self.on_worker = hasattr(config, "workerinput")
         self.outcomes: dict[tuple[str, str, str], Outcome] = {}
         self.written: list[str] = []
+        self.cells_collected = 0
+        self.matrix: tuple[MatrixFinding, ...] = ()
         self._runners: dict[str, CellRunner] = {}
         self._file: OutcomeFile | None = None
 
@@ -88,7 +102,7 @@ class Run:
         if model not in self._runners:
             from dllm_qbench.engine.cells import CellRunner
 
-            self._runners[model] = CellRunner(model, self.settings.items)
+            self._runners[model] = CellRunner(model, self.settings.items, self.settings.device)
         return self._runners[model]
 
     def release(self, model: str) -> None:
@@ -101,16 +115,53 @@ class Run:
 
         return baseline_path(self.settings.baselines, model)
 
-    def judge(self, record: Record) -> Judged:
-        """Judge a measured cell; with ``--qbench-update``, against the baseline that it becomes."""
+    @property
+    def tests_in_run(self) -> int:
+        """At most how many tests the run makes: those of its cells, and a pooled one a cell at most."""
+        from dllm_qbench.verdict.evidence import TESTS_A_CELL
+
+        return max(1, self.cells_collected) * (TESTS_A_CELL + 1)
+
+    def watch(self, runner: CellRunner, quantized: DiffusionLM, cell: str) -> Watch | None:
+        """What may stop a cell early, where that was asked for: the evidence against its baseline."""
+        if not self.settings.sequential:
+            return None
+        from dllm_qbench.baselines import read_baselines
+        from dllm_qbench.quant.quantize import recipe_hash
+        from dllm_qbench.verdict.evidence import are_alike
+        from dllm_qbench.verdict.matrix import cell_alpha
+        from dllm_qbench.verdict.sequential import DELTA, Sequential, Watch
+
+        stored = read_baselines(self.baseline_file(quantized.name)).cell(cell)
+        alike = are_alike(recipe_hash(quantized.recipe), runner.provenance, stored)
+        margin = (stored.platform if alike else stored.draws).net_loss
+        delta = max(DELTA, margin + 0.02)
+        evidence = Sequential(
+            stored.band, cell_alpha(self.tests_in_run), margin=margin, delta=delta
+        )
+        return Watch(evidence, stored.quantized_correct)
+
+    def judge(
+        self,
+        record: Record,
+        watch: Watch | None = None,
+        look: Callable[[str], str] | None = None,
+    ) -> Judged:
+        """Judge a measured cell; with ``--qbench-update``, against the baseline that it becomes.
+
+        ``look`` says of a module what kind of error it shows; it is asked about a cell that fails.
+        """
         from dllm_qbench.baselines import preview_cell
         from dllm_qbench.outcomes import Outcome
         from dllm_qbench.verdict.judge import judge
 
         path = self.baseline_file(record.model)
         new = preview_cell(path, record) if self.settings.update else None
-        verdict = judge(record, new or path)
-        wrong = verdict.message if verdict.fails(self.settings.strict) else None
+        verdict = judge(record, new or path, self.tests_in_run, watch)
+        fails = verdict.fails(self.settings.strict)
+        if fails and look is not None and verdict.place is not None and verdict.place.first:
+            verdict = replace(verdict, symptom=look(verdict.place.first))
+        wrong = verdict.message if fails else None
         if new is not None:
             said = f"{record.cell}: baseline written to {path} (band {new.band})"
             if wrong:
@@ -141,6 +192,25 @@ class Run:
             if write_cell(path, Record.from_dict(outcome.record)):
                 self.written.append(str(path))
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Count the cells of the run: each test of one makes one, as a rule."""
+        names = [getattr(item, "fixturenames", ()) for item in session.items]
+        self.cells_collected = sum("qbench_cell" in fixtures for fixtures in names)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Judge the run as a whole: what no cell shows alone fails it all the same."""
+        if self.on_worker or not self.outcomes:
+            return
+        from dllm_qbench.verdict.matrix import judge_matrix
+
+        cells = [outcome.tests for outcome in self.outcomes.values() if outcome.verdict]
+        unique = {(cell.model, cell.cell): cell for cell in cells if cell is not None}
+        # Sorted: xdist's workers finish in any order.
+        self.matrix = judge_matrix([unique[key] for key in sorted(unique)])
+        if self.matrix and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in what an xdist worker measured; without xdist it is known already."""
         from dllm_qbench.outcomes import Outcome
@@ -149,6 +219,10 @@ class Run:
             for name, value in report.user_properties:
                 if name == PROPERTY:
                     self.collect(report.nodeid, Outcome.from_json(str(value)))
+
+    def failures(self) -> list[str]:
+        """Lines below the table that are never left out: what fails the run as a whole."""
+        return [f"whole run: {finding.text}" for finding in self.matrix]
 
     def notes(self) -> list[str]:
         """Lines below the table: what was written."""
@@ -164,6 +238,10 @@ class Run:
 def _option(config: pytest.Config, name: str) -> Any:
     given = config.getoption(f"qbench_{name}")
     return config.getini(f"qbench_{name}") if given is None else given
+
+
+def _flag(config: pytest.Config, name: str) -> bool:
+    return bool(config.getoption(f"qbench_{name}") or config.getini(f"qbench_{name}"))
 
 
 def _in_ci() -> bool:

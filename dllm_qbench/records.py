@@ -15,7 +15,7 @@ from typing import Any, Final
 from dllm_qbench.errors import NonFiniteError, QBenchError
 from dllm_qbench.jsonfiles import parse_json, reject_non_finite, write_atomic
 
-RECORD_VERSION: Final = 2
+RECORD_VERSION: Final = 3
 
 _PER_ITEM: Final = (
     "reference_correct",
@@ -24,6 +24,7 @@ _PER_ITEM: Final = (
     "quantized_answers",
     "kinds",
 )
+_PROFILES: Final = ("layer_sqnr", "local_sqnr")
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,10 @@ class Record:
 
     ``item_ids`` and the five tuples beside it have one entry per item, in the same order. ``kinds``
     may be empty when the task has no kinds. ``layer_sqnr`` maps module names, in forward order, to
-    the signal-to-quantization-noise ratio of their output in dB; it may be empty. ``audits`` names
-    the structural checks that ran before, ``audit_findings`` is what they found.
+    the signal-to-quantization-noise ratio of their output in dB with everything before them
+    quantized too, ``local_sqnr`` the linears' to theirs alone. ``fidelity`` and ``trajectory`` are
+    what ``dllm_qbench.evaluation`` measures under these names; all four may be empty. ``audits``
+    names the structural checks that ran before, ``audit_findings`` is what they found.
     ``recipe`` and ``provenance`` are plain JSON values. Raises ``QBenchError`` when lengths or
     types do not fit, ``NonFiniteError`` when a number is NaN or infinite.
     """
@@ -53,6 +56,9 @@ class Record:
     recipe_hash: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     layer_sqnr: Mapping[str, float] = field(default_factory=dict)
+    local_sqnr: Mapping[str, float] = field(default_factory=dict)
+    fidelity: Mapping[str, Any] = field(default_factory=dict)
+    trajectory: Mapping[str, Any] = field(default_factory=dict)
     audits: tuple[str, ...] = ()
     audit_findings: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -76,16 +82,16 @@ class Record:
             texts = getattr(self, name)
             if not isinstance(texts, tuple) or not all(type(text) is str for text in texts):
                 raise QBenchError(f"record {self.cell}: field {name!r} must be a tuple of str")
-        for name in ("recipe", "provenance", "layer_sqnr"):
+        for name in (*_PROFILES, "recipe", "provenance", "fidelity", "trajectory"):
             _require(self, name, Mapping)
             reject_non_finite(getattr(self, name), f"record {self.cell}: {name}")
         reject_non_finite(self.seconds, f"record {self.cell}: seconds")
-        for module, sqnr in self.layer_sqnr.items():
-            if isinstance(sqnr, bool) or not isinstance(sqnr, int | float):
-                raise QBenchError(
-                    f"record {self.cell}: layer_sqnr[{module!r}] is {sqnr!r}, expected dB as a "
-                    "number"
-                )
+        for name in _PROFILES:
+            for module, sqnr in getattr(self, name).items():
+                if isinstance(sqnr, bool) or not isinstance(sqnr, int | float):
+                    raise QBenchError(
+                        f"record {self.cell}: {name}[{module!r}] is {sqnr!r}, expected dB as a number"
+                    )
 
     def _check_items(self) -> None:
         for name in ("item_ids", *_PER_ITEM):

@@ -95,15 +95,19 @@ def _line(row: Sequence[str], widths: Sequence[int], gap: int) -> str:
 
 
 def write_summary(
-    reporter: pytest.TerminalReporter, outcomes: Sequence[Outcome], notes: Sequence[str]
+    reporter: pytest.TerminalReporter,
+    outcomes: Sequence[Outcome],
+    notes: Sequence[str],
+    failures: Sequence[str] = (),
 ) -> None:
     """A table for each model under its own rule, the one with the worst cell first.
 
-    ``-q`` leaves out the legend, ``-qq`` everything but failures.
+    ``-q`` leaves out the legend, ``-qq`` everything but failures: failing cells, and ``failures`` of
+    the run as a whole.
     """
     verbosity = reporter.config.get_verbosity()
     shown = outcomes if verbosity > -2 else [outcome for outcome in outcomes if outcome.fails]
-    if not shown:
+    if not shown and not failures:
         return
     for title, of_model in _sections(shown):
         reporter.write_sep("=", title)
@@ -113,7 +117,9 @@ def write_summary(
         reporter.write_line("")
         for line in _LEGEND:
             reporter.write_line(line)
-    for note in notes:
+    for failure in failures:
+        reporter.write_line(failure, red=True)
+    for note in notes if shown else ():
         reporter.write_line(note)
 
 

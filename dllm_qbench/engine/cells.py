@@ -8,14 +8,19 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from dllm_qbench.errors import QBenchError
-from dllm_qbench.evaluation.evaluate import Progress, evaluate
+from dllm_qbench.evaluation.evaluate import Progress, Stop, evaluate
+from dllm_qbench.evaluation.probe import canvases
+from dllm_qbench.evaluation.provenance import provenance
+from dllm_qbench.evaluation.symptoms import symptom
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.models.loading import load
 from dllm_qbench.quant.audits import AUDITS, EXPENSIVE, audit
+from dllm_qbench.quant.audits.subject import Rerun
 from dllm_qbench.quant.calibration import Calibration, calibration
 from dllm_qbench.quant.quantize import METHODS, quantize
 from dllm_qbench.quant.scheme import Scheme
 from dllm_qbench.records import Record
+from dllm_qbench.tasks import find
 
 ITEMS_SEED: Final = 0
 CALIBRATION_SEED: Final = 0
@@ -33,18 +38,25 @@ class AuditReport:
 class CellRunner:
     """Measures cells of one model. What it has made once it hands out again: do not change it."""
 
-    def __init__(self, model: str, items: int) -> None:
+    def __init__(self, model: str, items: int, device: str = "cpu") -> None:
         self.model = model
         self.items = items
+        self.device = device
         self._quantized: dict[tuple[Any, ...], DiffusionLM] = {}
+        self._at_16_bits: dict[str, Rerun] = {}
         self._audited: WeakKeyDictionary[DiffusionLM, AuditReport] = WeakKeyDictionary()
 
     @cached_property
     def lm(self) -> DiffusionLM:
         """The full-precision model; its fingerprint is taken before anything quantizes it."""
-        lm = load(self.model)
+        lm = load(self.model, device=self.device)
         lm.fingerprint()
         return lm
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where and with what this process measures, as its records will say."""
+        return provenance(self.lm, ITEMS_SEED)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -69,17 +81,36 @@ class CellRunner:
         if quantized not in self._audited:
             method = str((quantized.recipe or {}).get("method"))
             skip = () if method in METHODS else EXPENSIVE
-            report = AuditReport(
-                tuple(name for name in AUDITS if name not in skip),
-                tuple(map(str, audit(quantized, self.lm, skip=skip))),
+            found = audit(
+                quantized,
+                self.lm,
+                self._calibration_of(quantized),
+                skip=skip,
+                shared=self._at_16_bits,
             )
-            self._audited[quantized] = report
+            ran = tuple(name for name in AUDITS if name not in skip)
+            self._audited[quantized] = AuditReport(ran, tuple(map(str, found)))
         return self._audited[quantized]
 
+    def _calibration_of(self, quantized: DiffusionLM) -> Calibration | None:
+        """The runner's calibration if the model was quantized with it; ``None`` where it was not."""
+        stated = (quantized.recipe or {}).get("calibration") or {}
+        return self.calibration if stated == self.calibration.recipe else None
+
+    def symptom(self, quantized: DiffusionLM, task: str, module: str) -> str:
+        """What kind of error a module shows, on the canvases of a task's fidelity metrics."""
+        given = canvases(self.lm, find(task).family, ITEMS_SEED)
+        found = symptom(self.lm, quantized, module, given.ids, given.attention_mask)
+        return f"{found.kind}: {found.text}"
+
     def measure(
-        self, quantized: DiffusionLM, task: str, progress: Progress | None = None
+        self,
+        quantized: DiffusionLM,
+        task: str,
+        progress: Progress | None = None,
+        stop: Stop | None = None,
     ) -> Record:
-        """Audit the model, then evaluate one cell beside full precision."""
+        """Audit the model, then evaluate one cell beside full precision; ``stop`` may end it early."""
         report = self.audited(quantized)
         try:
             record = evaluate(
@@ -89,6 +120,7 @@ class CellRunner:
                 items=self.items,
                 seed=ITEMS_SEED,
                 progress=progress,
+                stop=stop,
             )
         except QBenchError as error:
             if not report.findings:

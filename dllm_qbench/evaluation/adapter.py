@@ -9,6 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from dllm_qbench.diffusion.by_model import generate, log_likelihoods
+from dllm_qbench.diffusion.samplers import Commit
 from dllm_qbench.errors import TaskError
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.seeding import derive
@@ -26,6 +27,9 @@ class DiffusionAdapter(LM):  # type: ignore[misc, unused-ignore]
         seed: of the masks and of the sampler's noise.
         batch_size: canvases in one forward pass; by default a token budget.
         progress: called with (done, total) during a run.
+
+    Attributes:
+        traces: what each denoising step of each generated answer committed, by document.
 
     Raises:
         TaskError: the model has no tokenizer.
@@ -51,6 +55,7 @@ class DiffusionAdapter(LM):  # type: ignore[misc, unused-ignore]
         self.seed = seed
         self.batch_size = batch_size
         self.progress = progress
+        self.traces: dict[str, list[Commit]] = {}
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Score (context, continuation) pairs, in nats.
@@ -92,6 +97,7 @@ class DiffusionAdapter(LM):  # type: ignore[misc, unused-ignore]
         finished = 0
         for settings, members in groups.items():
             prompts = [self._encode(requests[index].args[0]) for index in members]
+            traces: list[list[Commit]] = []
             rows = generate(
                 self.lm,
                 prompts,
@@ -100,9 +106,11 @@ class DiffusionAdapter(LM):  # type: ignore[misc, unused-ignore]
                 batch_size=self.batch_size,
                 labels=[_label(requests[index]) for index in members],
                 progress=self._from(finished, len(requests)),
+                trace=traces,
             )
-            for index, prompt, row in zip(members, prompts, rows, strict=True):
+            for index, prompt, row, trace in zip(members, prompts, rows, traces, strict=True):
                 answers[index] = self._text(row[len(prompt) :], requests[index].args[1]["until"])
+                self.traces[_document(requests[index])] = trace
             finished += len(members)
         return answers
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -23,28 +23,45 @@ from lm_eval.tasks import TaskManager
 from dllm_qbench import tasks
 from dllm_qbench.errors import TaskError
 from dllm_qbench.evaluation.adapter import DiffusionAdapter
-from dllm_qbench.evaluation.probe import probe
+from dllm_qbench.evaluation.fidelity import measure
+from dllm_qbench.evaluation.probe import ITEMS, canvases
 from dllm_qbench.evaluation.provenance import provenance
+from dllm_qbench.evaluation.trajectory import Trace, compare_traces, draft
+from dllm_qbench.models.embedded.items import test_items
 from dllm_qbench.models.lm import DiffusionLM
-from dllm_qbench.quant.layer_error import layer_errors
 from dllm_qbench.quant.quantize import recipe_hash
 from dllm_qbench.records import Record
 from dllm_qbench.tasks.embedded.scoring import winners
 
 Progress = Callable[[int, int, str], None]
+Stop = Callable[[Sequence[bool], Sequence[bool]], bool]
+CHUNK = 50
+"""Items between two looks at the evidence, where a cell may stop early."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One model's answers to one task: one entry per item in each tuple, in the task's order."""
+    """One model's answers to one task: one entry per item in each tuple, in the task's order.
 
-    ids: tuple[str, ...]
-    kinds: tuple[str, ...]
-    correct: tuple[bool, ...]
-    texts: tuple[str, ...]
+    ``traces`` holds what each denoising step committed; it is empty where nothing is generated.
+    ``scores`` holds the true choice's log-likelihood in nats; it is empty where there are no choices.
+    """
+
+    ids: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    correct: tuple[bool, ...] = ()
+    texts: tuple[str, ...] = ()
+    traces: tuple[Trace, ...] = ()
+    scores: tuple[float, ...] = ()
+
+    def __add__(self, more: Answers) -> Answers:
+        """These items' answers, then those of ``more``."""
+        names = [entry.name for entry in fields(self)]
+        return Answers(*(getattr(self, name) + getattr(more, name) for name in names))
 
 
-_references: dict[tuple[str, str, int, int, int | None], Answers] = {}
+_references: dict[tuple[str, str, int, int, int, int | None], Answers] = {}
+_reference_drafts: dict[tuple[str, str, int], list[Trace]] = {}
 
 
 def evaluate(
@@ -55,6 +72,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    stop: Stop | None = None,
 ) -> Record:
     """Run a task on both models and return what each answered.
 
@@ -66,10 +84,12 @@ def evaluate(
         seed: which test items, and their masks.
         batch_size: canvases in one forward pass; by default a token budget. Answers do not depend on it.
         progress: called with (done, total, label) as each model advances.
+        stop: given, items are run 50 at a time, and after each 50 this is called with their right and
+            wrong answers, full precision's and the quantized model's; true ends the cell there.
 
     Returns:
-        The record of the cell. ``layer_sqnr`` is measured on canvases of the same task; it does not
-        depend on ``items``.
+        The record of the cell. SQNR and fidelity are measured on canvases of the same task's first
+        items; they do not depend on ``items``.
 
     Raises:
         TaskError: an unknown task, more items than there are, or a model without a tokenizer.
@@ -77,19 +97,30 @@ def evaluate(
     """
     started = time.perf_counter()
     spec = tasks.find(task)
+    test_items(spec.family, items, seed)  # too many items are an error now, not in the last chunk
     recipe = dict(quantized.recipe or {})
     method, scheme = str(recipe.get("method", "none")), str(recipe.get("scheme", "W16A16"))
     cell = f"{method}/{scheme}/{spec.family}"
-    key = (reference.fingerprint(), spec.name, items, seed, batch_size)
-    if key not in _references:
-        _references[key] = answers(
-            reference, task, items, seed, batch_size, _labelled(progress, f"{cell}: full precision")
-        )
-    expected = _references[key]
-    found = answers(
-        quantized, task, items, seed, batch_size, _labelled(progress, f"{cell}: quantized")
-    )
-    ids, attention_mask = probe(reference, spec.family, seed)
+    told = partial(_labelled, progress)
+    expected, found = Answers(), Answers()
+    for start in range(0, items, CHUNK if stop else items):
+        end = min(items, start + CHUNK) if stop else items
+        key = (reference.fingerprint(), spec.name, start, end, seed, batch_size)
+        if key not in _references:
+            label = told(f"{cell}: full precision")
+            _references[key] = answers(reference, task, end, seed, batch_size, label, start)
+        label = told(f"{cell}: quantized")
+        part = answers(quantized, task, end, seed, batch_size, label, start)
+        expected, found = expected + _references[key], found + part
+        if stop is not None and stop(_references[key].correct, part.correct):
+            break
+    measured = measure(reference, quantized, canvases(reference, spec.family, seed))
+    drafts = expected.traces, found.traces
+    if not expected.traces:
+        key_of_drafts = (reference.fingerprint(), spec.family, seed)
+        if key_of_drafts not in _reference_drafts:
+            _reference_drafts[key_of_drafts] = draft(reference, spec.family, seed)
+        drafts = tuple(_reference_drafts[key_of_drafts]), tuple(draft(quantized, spec.family, seed))
     return Record(
         model=reference.name,
         method=method,
@@ -105,7 +136,13 @@ def evaluate(
         recipe=recipe,
         recipe_hash=recipe_hash(recipe),
         provenance=provenance(reference, seed),
-        layer_sqnr=layer_errors(reference, quantized, ids, attention_mask),
+        layer_sqnr=measured.layer_sqnr,
+        local_sqnr=measured.local_sqnr,
+        fidelity={
+            **measured.metrics,
+            "reference_scores": [round(score, 6) for score in expected.scores[:ITEMS]],
+        },
+        trajectory=compare_traces(*drafts),
         seconds=time.perf_counter() - started,
     )
 
@@ -117,14 +154,18 @@ def answers(
     seed: int = 0,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    start: int = 0,
 ) -> Answers:
-    """Run one model on a task through lm-eval; arguments and errors are those of :func:`evaluate`."""
+    """Run one model on a task through lm-eval; arguments and errors are those of :func:`evaluate`.
+
+    ``start`` leaves out so many of the first ``items``.
+    """
     spec = tasks.find(task)
     with _quiet():
         manager = TaskManager(
             include_path=str(tasks.FOLDER),
             include_defaults=False,
-            metadata={"items": items, "seed": seed},
+            metadata={"items": items, "seed": seed, "start": start},
         )
         loaded = manager.load(spec.name)
         metadata: Mapping[str, Any] = loaded["tasks"][spec.name].config.metadata
@@ -137,6 +178,14 @@ def answers(
         kinds=tuple(str(sample["doc"]["kind"]) for sample in samples),
         correct=tuple(bool(sample[spec.metric]) for sample in samples),
         texts=tuple(_answer(sample) for sample in samples),
+        traces=tuple(adapter.traces[str(sample["doc"]["id"])] for sample in samples)
+        if adapter.traces
+        else (),
+        scores=tuple(
+            float(sample["filtered_resps"][sample["doc"]["gold"]][0])
+            for sample in samples
+            if sample["doc"].get("choices") is not None
+        ),
     )
 
 

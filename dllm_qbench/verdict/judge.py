@@ -3,16 +3,21 @@
 What is looked at, in this order of weight:
 
 0. what the structural audits found before anything was measured;
-1. the drop against full precision, paired item by item, against the cell's band;
-2. the answers against the baseline's own quantized answers, by an exact one-sided McNemar test;
-3. the per-module SQNR against the stored profile, in both directions;
-4. full precision's answers against the stored ones: a change there is not the quantizer's.
+1. the per-module SQNR against the stored profiles, in both directions;
+2. fidelity: logits, likelihood of the true tokens, finished sequences, paired with the stored ones;
+3. the drop against full precision, paired item by item, against the cell's band;
+4. the answers against the baseline's own quantized answers, by a one-sided McNemar test;
+5. full precision's answers against the stored ones: a change there is not the quantizer's.
+
+Tests share the error rate of the run that they are part of (``matrix.ALPHA_RUN``); what a test forgives
+is measured noise (``dllm_qbench.noise``).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +32,7 @@ from dllm_qbench.bitsets import item_checks
 from dllm_qbench.errors import BaselineError
 from dllm_qbench.records import Record
 from dllm_qbench.verdict.bands import Band
+from dllm_qbench.verdict.evidence import ITEM_TESTS, TESTS_A_CELL, Shift, gather
 from dllm_qbench.verdict.findings import (
     SEVERITY,
     Finding,
@@ -34,16 +40,20 @@ from dllm_qbench.verdict.findings import (
     judge_answers,
     judge_audits,
     judge_drop,
+    judge_fidelity,
     judge_layers,
     judge_origin,
     judge_reference,
 )
-from dllm_qbench.verdict.layers import LayerComparison, compare_layers
+from dllm_qbench.verdict.layers import LayerComparison
+from dllm_qbench.verdict.localise import Localisation
+from dllm_qbench.verdict.matrix import cell_alpha
+from dllm_qbench.verdict.sequential import Watch
 from dllm_qbench.verdict.statistics import (
+    BOUND,
     Pairs,
     drop_interval,
     items_needed,
-    mcnemar_worse,
     minimum_detectable_effect,
     relative_drop,
 )
@@ -62,9 +72,15 @@ class Verdict:
         findings: why, the worst first.
         common: items that could be compared with the baseline's own answers.
         lost, gained: right in the baseline and wrong now, and the reverse (quantized answers).
-        p_value: of ``lost`` against ``gained``, one-sided exact McNemar.
+        p_value: of ``lost`` against ``gained``, one-sided McNemar.
+        margin: net loss in items that the noise floor allows.
+        p_values: of every test that was made, by name; ``alpha`` is what each is held against.
+        layers, local: modules whose accumulated SQNR, or whose own, left the stored one.
+        place: where the error comes from; ``symptom``: what kind it looks like, if it was looked at.
+        shifts: the fidelity metrics, stored and seen.
         reference_lost, reference_gained: the same for full precision.
-        minimum_effect: percent from the band's limit that this many items settle (power 0.8).
+        minimum_effect: percent from the band's nearest limit that this many items settle (power 0.8):
+            at 95 % for a drop inside the band, at ``alpha`` for one outside.
         items_needed: items that would settle it; only when ``inconclusive``.
         kinds: per kind of item: its name, items, right in full precision, right when quantized.
     """
@@ -86,6 +102,13 @@ class Verdict:
     reference_lost: int
     reference_gained: int
     findings: tuple[Finding, ...]
+    margin: float = 0.0
+    p_values: Mapping[str, float] = field(default_factory=dict)
+    alpha: float = 1.0
+    local: LayerComparison | None = None
+    place: Localisation | None = None
+    shifts: tuple[Shift, ...] = ()
+    symptom: str | None = None
     minimum_effect: float | None = None
     items_needed: int | None = None
     layers: LayerComparison | None = None
@@ -114,38 +137,57 @@ class Verdict:
         return data | {"band": self.band.to_dict()}
 
 
-def judge(record: Record, baseline: CellBaseline | Baselines | str | Path) -> Verdict:
+def judge(
+    record: Record,
+    baseline: CellBaseline | Baselines | str | Path,
+    tests_in_run: int = TESTS_A_CELL,
+    watch: Watch | None = None,
+) -> Verdict:
     """Judge a record against a cell's baseline, a model's baselines, or a file or folder of them.
+
+    ``tests_in_run`` is how many tests the whole run makes: each gets an equal share of the run's error
+    rate. By default this cell is the run. ``watch`` is the sequential evidence of a cell that could have
+    stopped early: it takes the place of the tests that need a fixed number of items.
 
     Raises ``BaselineError`` when the baseline cannot be read, lacks the cell, or was measured on
     other items, so that a comparison would mean nothing.
     """
     stored = _find(record, baseline)
     common = _common_items(record, stored)
-    now = record.first(common)
-    before = stored.quantized_correct[:common]
-    quantized = Pairs.count(before, now.quantized_correct)
-    reference = Pairs.count(stored.reference_correct[:common], now.reference_correct)
+    alpha = cell_alpha(tests_in_run)
+    found = gather(record, stored, common)
     pairs = Pairs.count(record.reference_correct, record.quantized_correct)
     measurable = pairs.before > 0
     drop = relative_drop(pairs) if measurable else None
     interval = drop_interval(pairs) if measurable else None
-    layers = compare_layers(stored.layer_sqnr, record.layer_sqnr, stored.sqnr_tolerance_db)
-    p_value = mcnemar_worse(quantized.lost, quantized.gained)
 
     findings: list[Finding] = judge_audits(record)
-    if drop is None or interval is None:
+    findings += judge_layers(found, stored)
+    findings += judge_fidelity(found, stored, alpha)
+    p_values = dict(found.p_values)
+    if watch is not None:
+        # A fixed test after looking 50 items at a time would be wrong more often than it says.
+        p_values = {name: p for name, p in p_values.items() if name not in ITEM_TESTS}
+        p_values["answers, sequentially"] = watch.p_value
+    if watch is not None and watch.settled is not None:
+        findings.append(Finding(watch.settled.status, watch.settled.text))
+    elif drop is None or interval is None:
         text = f"full precision answers none of {record.items} items correctly: no drop to measure"
         findings.append(Finding("infra", text))
     else:
-        findings.append(judge_drop(stored.band, drop, interval))
-    findings += judge_answers(quantized, p_value, common)
-    findings += judge_layers(layers, stored, record)
-    findings += judge_reference(reference, common)
+        level = alpha if watch is None else 0.0
+        findings.append(judge_drop(stored.band, interval, found.p_values, level))
+    findings += judge_answers(found, alpha if watch is None else 0.0)
+    findings += judge_reference(found, alpha)
     findings += judge_origin(record, stored)
     findings.sort(key=lambda finding: -SEVERITY.index(finding.status))
     status = findings[0].status
-    undecided = drop is not None and interval is not None and status == "inconclusive"
+    effect = needed = None
+    if drop is not None and interval is not None:
+        limit, level = _nearest_limit(stored.band, drop, alpha)
+        effect = minimum_detectable_effect(interval, level)
+        if status == "inconclusive":
+            needed = items_needed(record.items, interval, drop, limit, level)
     return Verdict(
         status=status,
         cell=record.cell,
@@ -158,15 +200,21 @@ def judge(record: Record, baseline: CellBaseline | Baselines | str | Path) -> Ve
         quantized_accuracy=record.quantized_accuracy,
         drop=drop,
         interval=interval,
-        lost=quantized.lost,
-        gained=quantized.gained,
-        p_value=p_value,
-        reference_lost=reference.lost,
-        reference_gained=reference.gained,
+        lost=found.answers.lost,
+        gained=found.answers.gained,
+        p_value=found.p_values["answers"],
+        margin=found.margin,
+        p_values=p_values,
+        alpha=alpha,
+        local=found.local,
+        place=found.place,
+        shifts=found.shifts,
+        reference_lost=found.reference.lost,
+        reference_gained=found.reference.gained,
         findings=tuple(findings),
-        minimum_effect=minimum_detectable_effect(interval) if interval else None,
-        items_needed=_needed(record.items, stored.band, drop, interval) if undecided else None,
-        layers=layers,
+        minimum_effect=effect,
+        items_needed=needed,
+        layers=found.layer,
         kinds=_kinds(record),
         baseline=stored.source,
     )
@@ -209,13 +257,12 @@ def _common_items(record: Record, stored: CellBaseline) -> int:
     return common
 
 
-def _needed(
-    items: int, band: Band, drop: float | None, interval: tuple[float, float] | None
-) -> int | None:
-    limit = band.max_drop if band.kind == "near-lossless" else band.min_drop
-    if limit is None or drop is None or interval is None:
-        return None
-    return items_needed(items, interval, drop, limit)
+def _nearest_limit(band: Band, drop: float, alpha: float) -> tuple[float, float]:
+    """The band's limit that a drop is nearest to, and the level that settles on which side it lies."""
+    limits = [limit for limit in (band.min_drop, band.max_drop) if limit is not None]
+    above = band.max_drop is not None and drop > band.max_drop
+    below = band.min_drop is not None and drop < band.min_drop
+    return min(limits, key=lambda limit: abs(limit - drop)), alpha if above or below else BOUND
 
 
 def _kinds(record: Record) -> tuple[tuple[str, int, int, int], ...]:

@@ -8,7 +8,8 @@ from typing import Final
 from dllm_qbench.verdict.judge import Verdict
 
 WIDTH: Final = 100
-_LABEL: Final = 10
+_LABEL: Final = 11
+_REASONS: Final = 6
 _ACTIONS: Final = {
     "degraded": "fix the quantizer; if the change is wanted, review it and update the baseline",
     "improved": "check that everything is quantized; if it is, tighten the band and update",
@@ -40,17 +41,27 @@ def render(verdict: Verdict) -> str:
         row(
             "answers",
             f"{verdict.lost} right in the baseline are wrong now, {verdict.gained} wrong are right; "
-            f"p = {verdict.p_value:.2g} that it is no worse (exact one-sided McNemar)",
+            f"p = {verdict.p_value:.2g} that it is no worse (one-sided McNemar"
+            + (f", {verdict.margin:.3g} forgiven as noise)" if verdict.margin else ")"),
         )
-    if verdict.layers and verdict.layers.first and verdict.layers.worst:
-        row("where", f"first  {verdict.layers.first}")
-        row("", f"worst  {verdict.layers.worst}")
+    if verdict.shifts:
+        row("fidelity", "; ".join(map(str, verdict.shifts)))
+    if verdict.place and verdict.place.first:
+        row("where", f"first  {verdict.place.first}: {verdict.place.why}")
+        for contributor in verdict.place.contributors:
+            if contributor.module != verdict.place.first:
+                row("", f"also   {contributor}")
+    if verdict.symptom:
+        row("looks like", verdict.symptom)
     if verdict.fails() and (kinds := _kinds(verdict)):
         row("kinds", kinds)
     if verdict.status == "inconclusive" and verdict.minimum_effect is not None:
         row("power", _power(verdict))
-    for index, reason in enumerate(verdict.reasons):
+    shown = verdict.reasons[:_REASONS]
+    for index, reason in enumerate(shown):
         row("because" if index == 0 else "", f"- {reason}")
+    if len(verdict.reasons) > len(shown):
+        row("", f"- {len(verdict.reasons) - len(shown)} more, in the record")
     if verdict.status in _ACTIONS:
         row("do", _ACTIONS[verdict.status])
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_qbench.baselines import (
+    CellBaseline,
     baseline_path,
     preview_cell,
     read_baselines,
@@ -21,6 +22,7 @@ from dllm_qbench.baselines import (
 )
 from dllm_qbench.bitsets import pack_bits, unpack_bits
 from dllm_qbench.errors import BaselineError
+from dllm_qbench.noise import DRAWS, PLATFORM
 from dllm_qbench.verdict.bands import Band
 from dllm_qbench.verdict.judge import judge
 from tests.helpers.records import PROVENANCE, make_record
@@ -46,6 +48,13 @@ def test_what_was_written_reads_back(path: Path) -> None:
     assert stored.reference_correct == record.reference_correct
     assert stored.quantized_correct == record.quantized_correct
     assert list(stored.layer_sqnr.items()) == list(record.layer_sqnr.items())
+    assert list(stored.local_sqnr.items()) == list(record.local_sqnr.items())
+    assert stored.fidelity == record.fidelity
+    assert list(stored.sequence_match) == record.trajectory["sequence_match"]
+    assert list(stored.commit_flips) == record.trajectory["commit_flips"]
+    assert stored.first_divergence == {"never": 5, "1": 1, "2": 2}
+    assert (stored.platform, stored.draws) == (PLATFORM, DRAWS)
+    assert replace(stored, source="baseline") == CellBaseline.from_record(record)
     assert stored.provenance == record.provenance
     assert judge(record, path).status == "equivalent"
 
@@ -79,12 +88,12 @@ HERE = f"cells['{CELL}']"
             (edit_cell(lambda c, name=name: c.pop(name)), f"field {HERE}.{name} is missing")
             for name in (
                 "band items items_seed item_checks reference_accuracy quantized_accuracy "
-                "drop_percent drop_interval reference_bits quantized_bits sqnr_tolerance_db "
-                "layer_sqnr recipe recipe_hash provenance"
+                "drop_percent drop_interval reference_bits quantized_bits reference_checks "
+                "layer_sqnr local_sqnr fidelity trajectory noise recipe recipe_hash provenance"
             ).split()
         ),
         (lambda d: d.pop("model"), "field model is missing"),
-        (lambda d: d.update(schema_version=2), "field schema_version: 1 was expected"),
+        (lambda d: d.update(schema_version=1), "field schema_version: 2 was expected"),
         (lambda d: d.update(extra=2), "field at the top: "),
         (lambda d: d["cells"].update(nonsense=1), "field cells"),
         (edit_cell(lambda c: c["band"].update(kind="sharp")), f"field {HERE}.band.kind: 'sharp'"),
@@ -98,6 +107,36 @@ HERE = f"cells['{CELL}']"
         (edit_cell(lambda c: c.update(drop_interval=[50, 60])), f"{HERE}.drop_interval: "),
         (edit_cell(lambda c: c.update(items=99)), f"{HERE}.item_checks: 100 bytes in base64"),
         (edit_cell(lambda c: c.update(reference_bits="AAAA")), f"{HERE}.reference_bits: 3 bytes"),
+        (
+            edit_cell(lambda c: c.update(reference_checks="AAAA")),
+            f"{HERE}.reference_checks: 3 byte",
+        ),
+        (edit_cell(lambda c: c.update(local_sqnr={"q": None})), f"{HERE}.local_sqnr.q: None"),
+        (
+            edit_cell(lambda c: c["trajectory"].update(items=99)),
+            f"{HERE}.trajectory.sequence_match: 1 bytes",
+        ),
+        (
+            edit_cell(lambda c: c["trajectory"].update(commit_flips=[1.5])),
+            f"field {HERE}.trajectory.commit_flips",
+        ),
+        (
+            edit_cell(lambda c: c["fidelity"].update(perplexity=3.0)),
+            f"field {HERE}.fidelity: Additional properties",
+        ),
+        (
+            edit_cell(lambda c: c["fidelity"].update(logit_sqnr=[1.0, "x"])),
+            f"field {HERE}.fidelity.logit_sqnr",
+        ),
+        (
+            edit_cell(lambda c: c["noise"]["draws"].pop("nll")),
+            f"field {HERE}.noise.draws.nll is missing",
+        ),
+        (
+            edit_cell(lambda c: c["noise"]["platform"].update(flips=-0.1)),
+            f"field {HERE}.noise.platform.flips",
+        ),
+        (edit_cell(lambda c: c["noise"].pop("platform")), f"{HERE}.noise.platform is missing"),
         (edit_cell(lambda c: c.update(quantized_bits="A!==")), f"field {HERE}.quantized_bits"),
         (edit_cell(lambda c: c.update(quantized_bits="A" * 20)), f"{HERE}.quantized_bits: "),
         (edit_cell(lambda c: c.update(layer_sqnr={"q": "x"})), f"{HERE}.layer_sqnr.q: 'x'"),
@@ -199,14 +238,22 @@ def test_update_of_an_unsorted_file_replaces_its_cell(path: Path) -> None:
     assert list(read_baselines(path).cells) == list(data["cells"])
 
 
-def test_update_keeps_band_and_tolerance(path: Path) -> None:
+def test_update_keeps_band_and_noise_floors(path: Path) -> None:
     data = json.loads(path.read_text())
     data["cells"][CELL]["band"] = {"kind": "graceful", "min_drop": 1, "max_drop": 50}
-    data["cells"][CELL]["sqnr_tolerance_db"] = 0.25
+    measured = {"runs": 3, "what": "threads", "flips": 0.25, "layer_sqnr": 1.75}
+    data["cells"][CELL]["noise"]["platform"].update(measured)
+    data["cells"][CELL]["noise"]["draws"]["net_loss"] = 0.125
     path.write_text(json.dumps(data, indent=2))
     stored = write_cell(path, make_record(counts=(70, 20, 2, 8)))
     assert stored is not None
-    assert (stored.band, stored.sqnr_tolerance_db) == (Band("graceful", 1, 50), 0.25)
+    assert stored.band == Band("graceful", 1, 50)
+    assert (stored.platform.runs, stored.platform.flips, stored.platform.layer_sqnr) == (
+        3,
+        0.25,
+        1.75,
+    )
+    assert stored.draws == replace(DRAWS, net_loss=0.125)
     assert read_baselines(path).cell(CELL) == stored
 
 
@@ -260,6 +307,33 @@ def test_model_names_become_file_names() -> None:
     assert baseline_path("b", "llada-embedded") == Path("b/llada-embedded.json")
     assert baseline_path("b", "GSAI-ML/LLaDA-8B-Base") == Path("b/GSAI-ML--LLaDA-8B-Base.json")
     assert baseline_path("b", "../up").parent == Path("b")
+
+
+def test_cell_that_measured_nothing_but_answers_can_be_stored(tmp_path: Path) -> None:
+    record = make_record(layer_sqnr={}, local_sqnr={}, fidelity={}, trajectory={})
+    write_cell(tmp_path / "toy.json", record)
+    assert judge(record, tmp_path).status == "equivalent"
+    assert read_baselines(tmp_path / "toy.json").cell(CELL).sequence_match == ()
+
+
+def test_checks_of_full_precision_stop_at_500_answers_and_take_any_text(tmp_path: Path) -> None:
+    answers = ("lone \ud800", "", *(["same"] * 698))
+    record = replace(make_record(counts=(500, 100, 20, 80)), reference_answers=answers)
+    stored = write_cell(tmp_path / "toy.json", record)
+    assert stored is not None
+    assert len(stored.reference_checks) == 500
+    assert judge(record, tmp_path).status == "equivalent"
+
+
+def test_stored_fidelity_keeps_three_digits_and_small_numbers_three_figures(tmp_path: Path) -> None:
+    kl = {"high": {"tokens": 7, "q25": 1.23456e-6, "q50": 0.0098765, "q75": 2.34567}}
+    record = make_record(fidelity={"kl": kl, "logit_sqnr": [14.00049, -0.5]})
+    stored = write_cell(tmp_path / "toy.json", record)
+    assert stored is not None
+    assert read_baselines(tmp_path / "toy.json").cell(CELL).fidelity == {
+        "kl": {"high": {"tokens": 7, "q25": 1.23e-6, "q50": 0.00988, "q75": 2.346}},
+        "logit_sqnr": [14.0, -0.5],
+    }
 
 
 def test_stored_sqnr_is_rounded_and_still_within_any_tolerance(tmp_path: Path) -> None:

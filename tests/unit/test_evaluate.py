@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from dllm_qbench.evaluation.evaluate import answers, evaluate
 from dllm_qbench.evaluation.probe import probe
 from dllm_qbench.models.embedded import items as embedded
 from dllm_qbench.models.lm import DiffusionLM
+from dllm_qbench.quant.layer_error import MOST_DB
+from dllm_qbench.records import Record
 from tests.helpers.tiny import tiny_llada
 from tests.helpers.worded import worded_llada
 
@@ -79,7 +82,10 @@ def test_answers_do_not_depend_on_batch_size_threads_run_or_number_of_items(
         assert answers(quantized, family, 16, batch_size=batch_size) == whole
     for count in (1, 2):
         torch.set_num_threads(count)
-        assert answers(quantized, family, 16) == whole
+        found = answers(quantized, family, 16)
+        # Sums in another order: log-likelihoods of -20 nats may differ in float32's last digits.
+        assert found.scores == pytest.approx(whole.scores, abs=1e-5)
+        assert replace(found, scores=whole.scores) == whole
     assert answers(quantized, family, 7).texts == whole.texts[:7]
 
 
@@ -105,15 +111,101 @@ def test_unquantized_subject_agrees_with_itself(reference: DiffusionLM) -> None:
     record = evaluate(reference.clone(), reference, "general", 8)
     assert record.cell == "none/W16A16/general"
     assert record.quantized_answers == record.reference_answers
-    assert set(record.layer_sqnr.values()) == {200.0}
+    assert set(record.layer_sqnr.values()) == set(record.local_sqnr.values()) == {MOST_DB}
+    assert set(record.fidelity["logit_sqnr"]) == {MOST_DB}
+    assert record.fidelity["agreement"] == 1.0
+    assert set(record.trajectory["first_divergence"]) == {-1}
+    assert all(record.trajectory["sequence_match"])
 
 
-def test_layer_errors_do_not_depend_on_the_number_of_items(
+def test_layer_errors_and_fidelity_do_not_depend_on_the_number_of_items(
     reference: DiffusionLM, quantized: DiffusionLM
 ) -> None:
     few, more = (evaluate(quantized, reference, "math", items) for items in (2, 5))
     assert few.layer_sqnr == more.layer_sqnr
-    assert next(iter(few.layer_sqnr)) == "model.layers.0.self_attn.q_proj"
+    assert few.local_sqnr == more.local_sqnr
+    assert few.fidelity == more.fidelity
+    assert next(iter(few.layer_sqnr)) == "model.layers.0.input_layernorm"
+    assert next(iter(few.local_sqnr)) == "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trajectories_are_those_of_the_answers_or_of_64_drafts(
+    family: str, reference: DiffusionLM, quantized: DiffusionLM
+) -> None:
+    record = evaluate(quantized, reference, family, 6)
+    size = 64 if family == "general" else 6
+    assert record.trajectory["items"] == len(record.trajectory["sequence_match"]) == size
+    if family == "code":  # where the answer's text is all that was written
+        same = [a == b for a, b in zip(*_texts(record), strict=True)]
+        matches = record.trajectory["sequence_match"]
+        assert all(text for text, match in zip(same, matches, strict=True) if match)
+    scores = record.fidelity["reference_scores"]
+    assert len(scores) == (6 if family == "general" else 0)
+    assert all(score < 0 for score in scores)
+
+
+def _texts(record: Record) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return record.reference_answers, record.quantized_answers
+
+
+@pytest.fixture
+def chunks_of_5(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks small enough for several, and full precision's answers not remembered."""
+    monkeypatch.setattr(module, "CHUNK", 5)
+    monkeypatch.setattr(module, "_references", {})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evaluation_in_chunks_gives_the_same_record_as_at_once(
+    family: str, reference: DiffusionLM, quantized: DiffusionLM, chunks_of_5: None
+) -> None:
+    whole = evaluate(quantized, reference, family, 13, seed=3)
+    seen: list[tuple[int, int]] = []
+    right: list[bool] = []
+
+    def look(expected: Sequence[bool], found: Sequence[bool]) -> bool:
+        seen.append((len(expected), len(found)))
+        right.extend(found)
+        return False
+
+    chunked = evaluate(quantized, reference, family, 13, seed=3, stop=look)
+    assert seen == [(5, 5), (5, 5), (3, 3)]
+    assert tuple(right) == whole.quantized_correct
+    assert replace(chunked, seconds=0.0, provenance={}) == replace(
+        whole, seconds=0.0, provenance={}
+    )
+
+
+def test_stop_ends_an_evaluation_after_the_chunk_it_saw(
+    reference: DiffusionLM, quantized: DiffusionLM, chunks_of_5: None
+) -> None:
+    calls = iter([False, True])
+    record = evaluate(quantized, reference, "general", 500, stop=lambda *_: next(calls))
+    whole = evaluate(quantized, reference, "general", 10)
+    assert record.item_ids == whole.item_ids
+    assert record.quantized_answers == whole.quantized_answers
+    assert record.kinds == whole.kinds
+    assert list(calls) == []
+
+
+def test_chunks_of_full_precision_are_remembered(
+    reference: DiffusionLM,
+    quantized: DiffusionLM,
+    chunks_of_5: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    real = module.answers
+
+    def counted(lm: DiffusionLM, *rest: Any) -> Any:
+        asked.append("reference" if lm is reference else "quantized")
+        return real(lm, *rest)
+
+    monkeypatch.setattr(module, "answers", counted)
+    for ends in (2, 3):
+        evaluate(quantized, reference, "general", 5 * ends, stop=lambda *_: False)
+    assert (asked.count("reference"), asked.count("quantized")) == (3, 5)
 
 
 class Oracle(DiffusionAdapter):
@@ -190,8 +282,20 @@ def test_errors_name_the_task(reference: DiffusionLM, quantized: DiffusionLM) ->
         evaluate(quantized, reference, "maths")
     with pytest.raises(TaskError, match=r"task 'math': items must lie in 1\.\.2000, found 2001"):
         evaluate(quantized, reference, "math", 2001)
+    for items in (0, -1):
+        with pytest.raises(TaskError, match=rf"items must lie in 1\.\.2000, found {items}"):
+            evaluate(quantized, reference, "math", items)
     with pytest.raises(TaskError, match="tiny has no tokenizer"):
         evaluate(tiny_llada(), reference, "math", 4)
+
+
+def test_too_many_items_are_refused_before_the_first_chunk(
+    reference: DiffusionLM, quantized: DiffusionLM, chunks_of_5: None
+) -> None:
+    looks: list[object] = []
+    with pytest.raises(TaskError, match=r"items must lie in 1\.\.2000, found 2001"):
+        evaluate(quantized, reference, "math", 2001, stop=lambda *_: bool(looks.append(0)))
+    assert looks == []
 
 
 @pytest.mark.parametrize("family", ["math", "code"])

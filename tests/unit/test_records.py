@@ -23,11 +23,14 @@ def test_accuracies_and_drop_follow_the_answers() -> None:
 
 
 def test_json_round_trip_gives_an_equal_record_in_the_same_order(tmp_path: Path) -> None:
-    record = make_record(layer_sqnr={"z.first": 3.0, "a.second": 2.0})
+    profile = {"z.first": 3.0, "a.second": 2.0}
+    record = make_record(layer_sqnr=profile, local_sqnr=profile)
+    assert record.fidelity
+    assert record.trajectory
     record.write(tmp_path / "new" / "record.json")
     again = Record.read(tmp_path / "new" / "record.json")
     assert again == record
-    assert list(again.layer_sqnr) == ["z.first", "a.second"]
+    assert list(again.layer_sqnr) == list(again.local_sqnr) == ["z.first", "a.second"]
     assert record.to_json().count("\n") == 0
 
 
@@ -47,6 +50,9 @@ def test_first_cuts_every_tuple() -> None:
         ({"task": ""}, "'task' is empty"),
         ({"seed": 0.5}, "'seed' is 0.5, expected an integer"),
         ({"layer_sqnr": {"q": "12"}}, "layer_sqnr['q'] is '12'"),
+        ({"local_sqnr": {"q": True}}, "local_sqnr['q'] is True"),
+        ({"fidelity": [1]}, "'fidelity' is list, expected Mapping"),
+        ({"trajectory": None}, "'trajectory' is NoneType, expected Mapping"),
         ({"recipe": [1]}, "'recipe' is list, expected Mapping"),
     ],
 )
@@ -61,6 +67,9 @@ def test_a_field_that_does_not_fit_is_named(change: dict[str, Any], message: str
     [
         {"seconds": float("nan")},
         {"layer_sqnr": {"q": float("inf")}},
+        {"local_sqnr": {"q": float("nan")}},
+        {"fidelity": {"logit_sqnr": [1.0, float("nan")]}},
+        {"trajectory": {"commit_flips": [float("inf")]}},
         {"recipe": {"alpha": [1.0, float("-inf")]}},
     ],
 )
@@ -80,6 +89,8 @@ def test_a_drop_from_nothing_is_an_error_and_not_a_number() -> None:
         (lambda d: d.pop("scheme"), "field 'scheme' is missing"),
         (lambda d: d.update(extra=1), "unknown field 'extra'"),
         (lambda d: d.update(record_version=9), "record_version is 9"),
+        (lambda d: d.update(record_version=2), "record_version is 2, this version of dllm_qbench"),
+        (lambda d: d.pop("local_sqnr"), "field 'local_sqnr' is missing"),
         (lambda d: d.update(quantized_accuracy=0.5), "'quantized_accuracy' is 0.5 but"),
         (lambda d: d.update(method=7), "field 'method' is int"),
         (lambda d: d.update(audits=None), "field 'audits' must be a tuple of str"),

@@ -46,6 +46,25 @@ def test_long_names_are_cut_and_nothing_else() -> None:
     assert line.endswith("equivalent")
 
 
+@pytest.mark.parametrize(
+    ("verbosity", "lines"),
+    [
+        (0, ["table", "", *terminal._LEGEND, "whole run: bad", "written"]),
+        (-1, ["table", "whole run: bad", "written"]),
+        (-2, ["whole run: bad"]),
+    ],
+)
+def test_failure_of_the_whole_run_is_shown_however_quiet(verbosity: int, lines: list[str]) -> None:
+    reporter: Any = Reporter(isatty=False)
+    reporter.config = SimpleNamespace(get_verbosity=lambda: verbosity)
+    passing = outcome("rtn/W8A8/code", (1795, 5, 5, 195))
+    terminal.write_summary(reporter, [passing], ["written"], ["whole run: bad"])
+    shown = [text for name, text in reporter.calls if name == "write_line"]
+    head = [text for text, _ in terminal.table([passing])]
+    expected = [line for name in lines for line in (head if name == "table" else [name])]
+    assert shown == expected
+
+
 class Reporter:
     """What ``ProgressLine`` uses of pytest's terminal reporter."""
 
@@ -54,7 +73,7 @@ class Reporter:
         self.calls: list[tuple[str, str]] = []
 
     def __getattr__(self, name: str) -> Any:
-        return lambda text="", **_: self.calls.append((name, text))
+        return lambda *texts, **_: self.calls.append((name, texts[-1] if texts else ""))
 
 
 class Capture:
