@@ -1,0 +1,320 @@
+"""Measure how often localisation names the faulty linear and the kind of its error.
+
+    python -m tools.localisation [--every 1] [--out docs/localisation.md]
+
+A fault is planted in one linear of a sound quantized model, or, for methods that calibrate every linear
+on what the ones before it put out, the moment that linear is made. Caught is what moves any module's
+SQNR by more than the tolerance; of those it is counted how often ``locate`` names the linear and
+``symptom`` the kind. ``--every n`` takes one linear in n, for a quick look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+import dllm_qbench as qb
+from dllm_qbench.evaluation.own_basis import own_basis
+from dllm_qbench.evaluation.probe import probe
+from dllm_qbench.evaluation.symptoms import symptom
+from dllm_qbench.models.lm import DiffusionLM
+from dllm_qbench.quant.layer_error import HEAD, Profile, profile
+from dllm_qbench.quant.layers import BLOCK_GROUPS, QuantLinear, blocks, put, target_names
+from dllm_qbench.quant.methods import duquant, gptq
+from dllm_qbench.verdict.localise import locate
+from tests.helpers.one_layer import FAULTS, Fault, break_layer, broken_copy
+
+TOLERANCE_DB = 1.0
+SUBJECTS = (
+    ("rtn", "W4A16-g64"),
+    ("gptq", "W3A16-g64"),
+    ("smoothquant", "W8A8"),
+    ("quarot", "W4A4"),
+    ("duquant", "W4A4"),
+)
+SEQUENTIAL: dict[str, tuple[ModuleType, str]] = {
+    "gptq": (gptq, "W3A16-g64"),
+    "duquant": (duquant, "W4A4"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault in one place, and what was said of it.
+
+    Attributes:
+        subject: method and scheme.
+        fault, wanted_kind: by name, and its kind.
+        place: full name of the module that is at fault.
+        first: what localisation named, ``None`` where nothing left the tolerance.
+        kind, text: of the module that it named.
+    """
+
+    subject: str
+    fault: str
+    wanted_kind: str
+    place: str
+    first: str | None
+    kind: str
+    text: str
+
+    @property
+    def caught(self) -> bool:
+        """Whether any module left the tolerance."""
+        return self.first is not None
+
+
+class Bench:
+    """A full-precision model and what its faults are measured on."""
+
+    def __init__(self, model: str, canvases: int) -> None:
+        self.lm = qb.load(model)
+        ids, mask = probe(self.lm, "math", 0)
+        self.ids, self.mask = ids[:canvases], mask[:canvases]
+        self.calibration = qb.calibration(self.lm, seed=0)
+
+    def quantize(self, method: str, scheme: str) -> DiffusionLM:
+        """Quantize soundly, or under whatever is patched."""
+        return qb.quantize(self.lm, method, scheme, self.calibration)
+
+    def profile(self, quantized: DiffusionLM) -> Profile:
+        """Both profiles against full precision."""
+        return profile(self.lm, quantized, self.ids, self.mask)
+
+    def case(self, names: tuple[str, str, str, str], sound: Profile, broken: DiffusionLM) -> Case:
+        """Localise and name what is wrong with ``broken``; ``names`` are a case's first four."""
+        seen = self.profile(broken)
+        found = locate(
+            sound.layer_sqnr, seen.layer_sqnr, sound.local_sqnr, seen.local_sqnr, TOLERANCE_DB
+        )
+        said = symptom(self.lm, broken, found.first or names[3], self.ids, self.mask)
+        return Case(*names, found.first, said.kind, said.text)
+
+
+def planted_after(bench: Bench, method: str, scheme: str, every: int) -> Iterator[Case]:
+    """Break one linear of a model that is quantized already."""
+    quantized = bench.quantize(method, scheme)
+    sound = bench.profile(quantized)
+    for linear in target_names(bench.lm.model)[::every]:
+        layer = quantized.model.get_submodule(linear)
+        assert isinstance(layer, QuantLinear)
+        own = own_basis(bench.lm, quantized, linear, bench.ids, bench.mask)
+        for name, fault in FAULTS.items():
+            if not fault.fits(layer):
+                continue
+            put(quantized.model, linear, broken_copy(layer, fault, own))
+            yield bench.case((f"{method} {scheme}", name, fault.kind, linear), sound, quantized)
+        put(quantized.model, linear, layer)
+
+
+def planted_on_the_way(bench: Bench, method: str) -> Iterator[Case]:
+    """Break one linear as it is made: those after it are calibrated on what it puts out."""
+    module, scheme = SEQUENTIAL[method]
+    quantized = bench.quantize(method, scheme)
+    sound = bench.profile(quantized)
+    names = target_names(bench.lm.model)
+    for index, (name, fault) in enumerate(FAULTS.items()):
+        # Three sorts of linear for each fault, in blocks that change: a quantization for each case.
+        chosen = [names[(leaf + index) % 7 + 7 * ((leaf + index) % 4)] for leaf in (0, 3, 6)]
+        for linear in chosen:
+            layer = quantized.model.get_submodule(linear)
+            assert isinstance(layer, QuantLinear)
+            if not fault.fits(layer):
+                continue
+            broken = _broken_on_the_way(bench, quantized, module, linear, fault)
+            subject = f"{method} {scheme}, planted on the way"
+            yield bench.case((subject, name, fault.kind, linear), sound, broken)
+
+
+def _broken_on_the_way(
+    bench: Bench, sound: DiffusionLM, module: ModuleType, linear: str, fault: Fault
+) -> DiffusionLM:
+    own = own_basis(bench.lm, sound, linear, bench.ids, bench.mask)
+
+    def breaking(owner: nn.Module, name: str, layer: QuantLinear) -> None:
+        # DuQuant puts by a name within the block; the weight tells the layer apart.
+        plain: Any = owner.get_submodule(name)
+        if plain.weight.data_ptr() == target.weight.data_ptr():
+            break_layer(layer, fault, own)
+        put(owner, name, layer)
+
+    clone = bench.lm.clone()
+    target: Any = clone.model.get_submodule(linear)
+    # The model that is quantized has to be this clone, whose weights are known by address.
+    with patch.object(module, "put", breaking), patch.object(DiffusionLM, "clone", lambda _: clone):
+        method = module.NAME
+        return qb.quantize(bench.lm, method, SEQUENTIAL[method][1], bench.calibration)
+
+
+def no_feedback(bench: Bench) -> Iterator[Case]:
+    """GPTQ without error feedback in one stage: all linears that read one input, named by the first."""
+    module, scheme = SEQUENTIAL["gptq"]
+    sound = bench.profile(bench.quantize("gptq", scheme))
+    solve: Callable[[Tensor, float], Tensor] = gptq.inverse_factor
+    stages = [
+        f"model.layers.{index}.{names[0]}"
+        for index in range(len(blocks(bench.lm.model)))
+        for names in BLOCK_GROUPS
+    ]
+    for place, linear in enumerate(stages):
+        calls = iter(range(len(stages)))
+
+        def sometimes(
+            hessian: Tensor, damp: float, calls: Any = calls, place: int = place
+        ) -> Tensor:
+            if next(calls) == place:
+                return torch.eye(len(hessian), dtype=torch.float64)
+            return solve(hessian, damp)
+
+        with patch.object(module, "inverse_factor", sometimes):
+            broken = bench.quantize("gptq", scheme)
+        subject = f"gptq {scheme}, planted on the way"
+        yield bench.case((subject, "GPTQ without error feedback", "noise", linear), sound, broken)
+
+
+def _gain(norm: str, factor: float) -> Callable[[Any], None]:
+    def plant(block: Any) -> None:
+        block.get_submodule(norm).weight.data.mul_(factor)
+
+    return plant
+
+
+def _sharper(block: Any) -> None:
+    block.self_attn.scaling *= 1.2
+
+
+# Faults outside the linears: where they should be named, in a block or in the whole model, and the plant.
+OUTSIDE: Mapping[str, tuple[str, Callable[[Any], None]]] = {
+    "gain of the first norm 20 % off": ("input_layernorm", _gain("input_layernorm", 1.2)),
+    "gain of the second norm 20 % off": (
+        "post_attention_layernorm",
+        _gain("post_attention_layernorm", 1.2),
+    ),
+    "attention 20 % too sharp": ("self_attn", _sharper),
+    "embeddings 20 % off": (
+        "model.layers.0.input_layernorm",
+        lambda whole: whole.model.embed_tokens.weight.data[::2].mul_(1.2),
+    ),
+    "gain of the last norm 20 % off": (HEAD, lambda whole: whole.model.norm.weight.data.mul_(1.2)),
+}
+
+
+def planted_outside(bench: Bench, method: str, scheme: str) -> Iterator[Case]:
+    """Break what stands between the linears."""
+    quantized = bench.quantize(method, scheme)
+    sound = bench.profile(quantized)
+    for name, (place, plant) in OUTSIDE.items():
+        for index in range(len(blocks(quantized.model))):
+            broken = quantized.clone()
+            where: Any = broken.model
+            expected = place
+            if "." not in place and place != HEAD:
+                where, expected = blocks(broken.model)[index], f"model.layers.{index}.{place}"
+            elif index:
+                continue
+            plant(where)
+            yield bench.case((f"{method} {scheme}", name, "outside", expected), sound, broken)
+
+
+def table(cases: list[Case], by: str) -> str:
+    """Shares by ``fault`` or by ``subject``, in Markdown."""
+    lines = [
+        f"| {by} | kind | cases | caught | named first | right kind | said instead |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for name in dict.fromkeys(getattr(case, by) for case in cases):
+        lines.append(_row(name, [case for case in cases if getattr(case, by) == name]))
+    return "\n".join([*lines, _row("**all**", cases)])
+
+
+def _row(name: str, cases: list[Case]) -> str:
+    caught = [case for case in cases if case.caught]
+    right = [case for case in caught if case.kind == case.wanted_kind]
+    named = [case for case in caught if case.first == case.place]
+    wrong = Counter(case.kind for case in caught if case.kind != case.wanted_kind)
+    said = ", ".join(f"{what} {count}" for what, count in wrong.most_common())
+    kinds = {case.wanted_kind for case in cases}
+    kind = kinds.pop() if len(kinds) == 1 else ""
+
+    def share(part: list[Case]) -> str:
+        return f"{100 * len(part) / len(caught):.1f} %" if caught else ""
+
+    counts = f"{len(cases)} | {len(caught)} | {share(named)} | {share(right)}"
+    return f"| {name} | {kind} | {counts} | {said} |"
+
+
+def page(command: str, cases: list[Case]) -> str:
+    """What ``docs/localisation.md`` holds."""
+    inside = [case for case in cases if case.wanted_kind != "outside"]
+    outside = [case for case in cases if case.wanted_kind == "outside"]
+    return f"""# Localisation, measured
+
+`{command}`
+
+A fault is planted in one linear of a sound quantized model, or ("planted on the way") the moment that
+linear is made, so that those after it are calibrated on what it puts out. *Caught*: some module's SQNR
+moved by more than {TOLERANCE_DB:g} dB. Shares are of the caught. *Named first*: `verdict/localise.py`
+names the linear that is broken. *Right kind*: `evaluation/symptoms.py` calls what it named by the
+fault's kind. A fault that is not caught changes the linear's output by less than the tolerance.
+
+## By fault
+
+{table(inside, "fault")}
+
+## By subject
+
+{table(inside, "subject")}
+
+## Faults between the linears
+
+Here the tap has to be named at which the fault enters; the kind is "outside".
+
+{table(outside, "fault")}
+""".replace('"', '"')
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="llada-embedded")
+    parser.add_argument("--canvases", type=int, default=16, help="of the probe's 64")
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--after-only", action="store_true", help="nothing planted on the way")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    bench = Bench(given.model, given.canvases)
+    cases: list[Case] = []
+    begin = time.monotonic()
+    runs = [planted_after(bench, *subject, given.every) for subject in SUBJECTS]
+    runs += [planted_outside(bench, *subject) for subject in SUBJECTS]
+    if not given.after_only:
+        runs += [planted_on_the_way(bench, method) for method in SEQUENTIAL]
+        runs.append(no_feedback(bench))
+    for run in runs:
+        for case in run:
+            cases.append(case)
+            if case.caught and (case.first, case.kind) != (case.place, case.wanted_kind):
+                print(*vars(case).values(), sep=" | ", file=sys.stderr)
+        print(f"{time.monotonic() - begin:.0f} s, {len(cases)} cases", file=sys.stderr, flush=True)
+    text = page(" ".join(["python -m tools.localisation", *sys.argv[1:]]), cases)
+    print(text)
+    if given.out is not None:
+        given.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
