@@ -123,7 +123,11 @@ class Run:
         return max(1, self.cells_collected) * (TESTS_A_CELL + 1)
 
     def watch(self, runner: CellRunner, quantized: DiffusionLM, cell: str) -> Watch | None:
-        """What may stop a cell early, where that was asked for: the evidence against its baseline."""
+        """What may stop a cell early, where that was asked for: the evidence against its baseline.
+
+        ``None`` too where noise alone may lose as much as the smallest loss of interest: such a cell
+        would be settled as equivalent by next to nothing.
+        """
         if not self.settings.sequential:
             return None
         from dllm_qbench.baselines import read_baselines
@@ -135,10 +139,9 @@ class Run:
         stored = read_baselines(self.baseline_file(quantized.name)).cell(cell)
         alike = are_alike(recipe_hash(quantized.recipe), runner.provenance, stored)
         margin = (stored.platform if alike else stored.draws).net_loss
-        delta = max(DELTA, margin + 0.02)
-        evidence = Sequential(
-            stored.band, cell_alpha(self.tests_in_run), margin=margin, delta=delta
-        )
+        if margin >= DELTA:
+            return None
+        evidence = Sequential(stored.band, cell_alpha(self.tests_in_run), margin=margin)
         return Watch(evidence, stored.quantized_correct)
 
     def judge(

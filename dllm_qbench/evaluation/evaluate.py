@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,8 @@ class Answers:
     """One model's answers to one task: one entry per item in each tuple, in the task's order.
 
     ``traces`` holds what each denoising step committed; it is empty where nothing is generated.
-    ``scores`` holds the true choice's log-likelihood in nats; it is empty where there are no choices.
+    ``scores`` holds the true choice's log-likelihood in nats, whose last bits depend on the batch: they
+    play no part where answers are compared. It is empty where there are no choices.
     """
 
     ids: tuple[str, ...] = ()
@@ -52,7 +53,7 @@ class Answers:
     correct: tuple[bool, ...] = ()
     texts: tuple[str, ...] = ()
     traces: tuple[Trace, ...] = ()
-    scores: tuple[float, ...] = ()
+    scores: tuple[float, ...] = field(default=(), compare=False)
 
     def __add__(self, more: Answers) -> Answers:
         """These items' answers, then those of ``more``."""

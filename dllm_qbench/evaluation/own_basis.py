@@ -68,6 +68,13 @@ class OwnBasis:
             weight = rotation.inverse(weight)
         return weight
 
+    def grouped(self, x: Tensor) -> Tensor:
+        """Return ``x [O, I]`` by the scheme's groups ``[O, G, g]``; a shorter last one is left out."""
+        size = x.shape[1]
+        group = size if self.scheme.group is None else min(self.scheme.group, size)
+        by_group: Tensor = x[:, : size // group * group].unflatten(1, (-1, group))
+        return by_group
+
     def rounded_inputs(self, one_scale: bool = False) -> Tensor:
         """Return u on the grid that the scheme asks for, nowhere clipped; u itself at 16 bits.
 

@@ -2,8 +2,8 @@
 
 A pattern is a simple model of what turned full precision's weight W into the one that a layer holds, Q,
 with few free numbers: a factor for each output channel, say. Its *share* is the part of the squared
-error Q - W that it explains, less what it explains of rounding to nearest in the same range, and less
-twice what chance does (of n independent errors, one number explains 1 / n).
+error Q - W that it explains, less what it explains of rounding to nearest, and less twice what chance
+does (of n independent errors, one number explains 1 / n).
 
 Limits stand clear of the largest share among sound linears: both embedded models, six methods,
 W4A16-g64, W3A16-g64, W8A8 and W4A4 where a method has them (AWQ at W3 only), 728 linears.
@@ -46,11 +46,12 @@ def pattern(o: OwnBasis) -> Symptom | None:
 
 def pattern_shares(o: OwnBasis) -> dict[str, float]:
     """Return the share of every pattern by name."""
-    # Rounding within the range that Q has: a clip, wanted or not, shrinks weights a little as well.
-    Q_OGg, W_OGg, R_OGg = (_grouped(o, x) for x in (o.Q, o.W, o.R))
-    kept_OGg = W_OGg.clamp(Q_OGg.amin(-1, keepdim=True), Q_OGg.amax(-1, keepdim=True))
     rounded = o.W + o.R
-    rounded[:, : W_OGg[0].numel()] = (kept_OGg + R_OGg).flatten(1)
+    if power(o.Q - o.W) < _CUT_OFF * power(o.R):
+        # A clip that is wanted shrinks weights a little as well: rounding, then, in Q's own range.
+        Q_OGg, W_OGg, R_OGg = (o.grouped(x) for x in (o.Q, o.W, o.R))
+        kept_OGg = W_OGg.clamp(Q_OGg.amin(-1, keepdim=True), Q_OGg.amax(-1, keepdim=True))
+        rounded[:, : W_OGg[0].numel()] = (kept_OGg + R_OGg).flatten(1)
     sound = replace(o, Q=rounded)
     shares = {name: rule(o)[0] for name, (_, rule) in PATTERNS.items()}
     return {
@@ -102,14 +103,14 @@ def _scaled_both(o: OwnBasis) -> tuple[float, Symptom]:
 
 
 def _scaled_groups(o: OwnBasis) -> tuple[float, Symptom]:
-    Q_OGg, W_OGg = _grouped(o, o.Q), _grouped(o, o.W)
+    Q_OGg, W_OGg = o.grouped(o.Q), o.grouped(o.W)
     c_OG1 = factors(Q_OGg, W_OGg, -1)
     share = _share(Q_OGg, W_OGg, c_OG1 * W_OGg, c_OG1.numel())
     return share, _said("scale", "group", c_OG1)
 
 
 def _scaled_groups_alike(o: OwnBasis) -> tuple[float, Symptom]:
-    Q_OGg, W_OGg = _grouped(o, o.Q), _grouped(o, o.W)
+    Q_OGg, W_OGg = o.grouped(o.Q), o.grouped(o.W)
     c_1G1 = factors(Q_OGg, W_OGg, (0, 2))
     share = _share(Q_OGg, W_OGg, c_1G1 * W_OGg, c_1G1.numel())
     return share, _said("scale", "group, the same in all outputs,", c_1G1)
@@ -121,7 +122,7 @@ def _said(kind: Kind, what: str, found: Tensor) -> Symptom:
 
 
 def _clipped(o: OwnBasis) -> tuple[float, Symptom]:
-    Q_OGg, W_OGg = _grouped(o, o.Q), _grouped(o, o.W)
+    Q_OGg, W_OGg = o.grouped(o.Q), o.grouped(o.W)
     low, high = Q_OGg.amin(-1, keepdim=True), Q_OGg.amax(-1, keepdim=True)
     kept = Q_OGg.abs().amax(-1) / W_OGg.abs().amax(-1).clamp(min=_TINY)
     text = f"weights are cut off at {float(kept.median()):.2f} of their group's largest magnitude"
@@ -145,19 +146,11 @@ def _shifted_to_zero(o: OwnBasis) -> tuple[float, Symptom]:
 
 
 def _shifted_groups(o: OwnBasis) -> tuple[float, Symptom]:
-    Q_OGg, W_OGg, step_OGg = (_grouped(o, x) for x in (o.Q, o.W, o.step))
+    Q_OGg, W_OGg, step_OGg = (o.grouped(x) for x in (o.Q, o.W, o.step))
     shift = (Q_OGg - W_OGg).mean(-1, keepdim=True)
     steps = float((shift / step_OGg[..., :1]).abs().median())
     text = f"each group is off by a shift of its own, {steps:.2f} steps in the median: zero points"
     return _share(Q_OGg, W_OGg, W_OGg + shift, shift.numel()), Symptom("offset", text)
-
-
-def _grouped(o: OwnBasis, x: Tensor) -> Tensor:
-    """Return ``x [O, I]`` by group ``[O, G, g]``; a shorter last group is left out."""
-    size = x.shape[1]
-    group = size if o.scheme.group is None else min(o.scheme.group, size)
-    grouped: Tensor = x[:, : size // group * group].unflatten(1, (-1, group))
-    return grouped
 
 
 Rule = Callable[[OwnBasis], tuple[float, Symptom]]

@@ -163,12 +163,19 @@ def across(o: OwnBasis) -> Symptom | None:
                 f"weights are within half a step of a grid with one scale for each {name}, and up"
                 f" to {worst:.1f} steps off the scheme's: the scales run along the wrong axis",
             )
-    levels, most = len(o.Q.unique()), 2**o.scheme.weight_bits
-    # Twice as many where each group has a zero point of its own.
-    if levels <= 2 * most and float(o.step.amax()) > float(o.step.amin()):
-        text = (
-            f"the whole weight holds {levels} levels: one scale for all, where {o.scheme} has one"
-        )
-        each = "output channel" if o.scheme.group is None else "group"
-        return Symptom("axis", f"{text} for each {each}")
-    return None
+    if float(o.step.amax()) == float(o.step.amin()):
+        return None
+    levels = o.Q.unique()
+    # Twice 2^b where each group has a zero point of its own.
+    if len(levels) < 2 or len(levels) > 2 * 2**o.scheme.weight_bits or _steps_differ(o, levels):
+        return None
+    each = "output channel" if o.scheme.group is None else "group"
+    text = f"the whole weight holds {len(levels)} levels: one scale for all"
+    return Symptom("axis", f"{text}, where {o.scheme} has one for each {each}")
+
+
+def _steps_differ(o: OwnBasis, levels: Tensor) -> bool:
+    """Whether some groups take every other level only: scales of 1, 2 and 4 share most levels."""
+    codes_OGg = (o.grouped(o.Q) / levels.diff().amin()).round()
+    wide = codes_OGg[codes_OGg.abs().amax(-1) >= 4]
+    return bool((wide.remainder(2) == 0).all(-1).double().mean() > 0.05)

@@ -23,7 +23,12 @@ from dllm_qbench.verdict.statistics import Pairs, drop_p_value, mcnemar_worse, s
 TESTS_A_CELL: Final = 7
 """P-values that a cell can have: two ends of a band, answers, sequences, three fidelity metrics."""
 
-ITEM_TESTS: Final = ("drop above the band", "drop below the band", "answers")
+ITEM_TESTS: Final = (
+    "drop above the band",
+    "drop below the band",
+    "answers",
+    "finished sequences",
+)
 """Those of a fixed number of items."""
 
 # Metric in a record -> its name for people, unit, field of the noise floor, smallest margin.

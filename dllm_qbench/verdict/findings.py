@@ -100,8 +100,13 @@ def judge_answers(found: Evidence, alpha: float) -> list[Finding]:
     return [Finding("equivalent", f"{flips}, as noise does")] if lost + gained else []
 
 
-def judge_fidelity(found: Evidence, stored: CellBaseline, alpha: float) -> list[Finding]:
-    """Paired shifts of the fidelity metrics, and finished sequences that no longer match."""
+def judge_fidelity(
+    found: Evidence, stored: CellBaseline, alpha: float, items_alpha: float
+) -> list[Finding]:
+    """Paired shifts of the fidelity metrics, and finished sequences that no longer match.
+
+    ``items_alpha`` is the level of what counts items: 0 where their number was not fixed beforehand.
+    """
     if stored.fidelity and not found.shifts:
         return [Finding("equivalent", "fidelity was not measured this time", "fidelity")]
     findings = []
@@ -117,7 +122,7 @@ def judge_fidelity(found: Evidence, stored: CellBaseline, alpha: float) -> list[
         f"{matches.lost} finished sequences no longer match full precision's and {matches.gained} "
         f"now do, of {matches.items}"
     )
-    if p_value <= alpha:
+    if p_value <= items_alpha:
         findings.append(Finding("degraded", f"{text} (p = {p_value:.1g})", "fidelity"))
     return findings
 

@@ -163,7 +163,8 @@ def judge(
 
     findings: list[Finding] = judge_audits(record)
     findings += judge_layers(found, stored)
-    findings += judge_fidelity(found, stored, alpha)
+    items_alpha = alpha if watch is None else 0.0
+    findings += judge_fidelity(found, stored, alpha, items_alpha)
     p_values = dict(found.p_values)
     if watch is not None:
         # A fixed test after looking 50 items at a time would be wrong more often than it says.
@@ -175,9 +176,8 @@ def judge(
         text = f"full precision answers none of {record.items} items correctly: no drop to measure"
         findings.append(Finding("infra", text))
     else:
-        level = alpha if watch is None else 0.0
-        findings.append(judge_drop(stored.band, interval, found.p_values, level))
-    findings += judge_answers(found, alpha if watch is None else 0.0)
+        findings.append(judge_drop(stored.band, interval, found.p_values, items_alpha))
+    findings += judge_answers(found, items_alpha)
     findings += judge_reference(found, alpha)
     findings += judge_origin(record, stored)
     findings.sort(key=lambda finding: -SEVERITY.index(finding.status))

@@ -50,9 +50,9 @@ def test_two_runs_give_the_same_answers(quantized: qb.DiffusionLM, task: str) ->
 
 @pytest.mark.parametrize("task", FAMILIES)
 def test_batch_size_1_and_64_give_the_same_answers(quantized: qb.DiffusionLM, task: str) -> None:
-    assert answers(quantized, task, ITEMS, batch_size=1) == answers(
-        quantized, task, ITEMS, batch_size=64
-    )
+    one, many = (answers(quantized, task, ITEMS, batch_size=size) for size in (1, 64))
+    assert one == many
+    assert one.scores == pytest.approx(many.scores, abs=1e-3)  # nats; float32 logits
 
 
 @pytest.mark.parametrize("task", FAMILIES)
