@@ -19,8 +19,8 @@ COMMANDS = re.findall(r"^(pip install -c constraints\.txt .*)$", README, re.MULT
 
 def test_readme_gives_two_commands() -> None:
     assert COMMANDS == [
-        'pip install -c constraints.txt -e ".[test]" && pytest -m quick',
-        'pip install -c constraints.txt -e ".[dev]" && pytest',
+        'pip install -c constraints.txt -e ".[test]" && pytest -m quick -n 2',
+        'pip install -c constraints.txt -e ".[dev]" && pytest -n 2',
     ]
 
 
