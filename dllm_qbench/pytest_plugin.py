@@ -97,6 +97,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("qbench_model", models, ids=names, indirect=True, scope="session")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep cells that share a quantized model on one of pytest-xdist's workers, and on few workers all
+    cells of a model: what they share is made once a process. Only where ``--dist`` was left at ``load``.
+    """
+    if config.getoption("dist", "no") != "load":
+        return None
+    from dllm_qbench.pytest_scheduling import ByQuantizedModel
+
+    models = [PurePath(model).name for model in config.stash[_RUN].settings.models]
+    return ByQuantizedModel(config, log, models)
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from dllm_qbench.outcomes import read_records
+from dllm_qbench.pytest_scheduling import scope_of
 from tests.helpers.records import PROVENANCE
 from tests.helpers.suite import ONE, Suite
 
@@ -117,3 +118,17 @@ def test_unknown_device_is_an_error_that_names_it(pytester: pytest.Pytester) -> 
     result = suite.run("--qbench-device=warp")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*QBenchError: device 'warp' cannot be used: *'cpu' always works"])
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"), [(1, "toy"), (2, "toy"), (3, "toy-gptq-W4A16-g64")]
+)
+def test_workers_share_out_cells_by_what_these_have_in_common(workers: int, expected: str) -> None:
+    scopes = {
+        scope_of(
+            f"tests/test_x.py::test_cell[toy-gptq-W4A16-g64-{task}]", ["toy", "other"], workers
+        )
+        for task in ("general", "math", "code")
+    }
+    assert scopes == {expected}
+    assert scope_of("tests/test_y.py::test_z[a-b]", ["toy", "other"], workers) == "tests/test_y.py"
