@@ -1,9 +1,9 @@
 """Noise floors: how far a cell's figures move when nothing is wrong. Measured, stored, judged by.
 
-Two kinds, kept apart: *platform* (threads, batch size, device, library versions; same seeds) and
-*draws* (another calibration draw, another rotation seed). What moves no further than the platform's
-floor is the same; what moves further, but no further than the draws', is another sound model; what
-leaves both is a fault until shown otherwise. No torch here.
+Two kinds, kept apart: *platform* (threads, batch size, global random states; same recipe, same class of
+machine) and *draws* (another calibration draw, rotation seed, device or version of torch). What moves no
+further than the platform's floor is the same; what moves further, but no further than the draws', is another
+sound model; what leaves both is a fault until shown otherwise. No torch here.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ DRAWS: Final = NoiseFloor(
     runs=0, what="not measured", flips=1.0, net_loss=0.01, reference_flips=0.0, match_loss=0.05,
     layer_sqnr=1.0, local_sqnr=0.7, logit_sqnr=1.0, nll=0.1, log10_kl=0.2,
 )  # fmt: skip
-"""For a cell whose draws nobody measured: somewhat above the noisiest shipped ones' median."""
+"""For a cell whose draws nobody measured. The shipped cells that calibrate have medians of 1.05, 0.75 and
+0.52 dB, 0.004 nats, 0.05 decades, and 1 % of answers lost; their
+largest are 5.2, 1.8 and 1.5 dB, 0.09 nats, 0.22 decades, and 17 %."""
 
 
 def floor(base: Record, repeats: Sequence[Record], what: str) -> NoiseFloor:

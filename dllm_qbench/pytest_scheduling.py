@@ -21,7 +21,7 @@ def scope_of(nodeid: str, models: Sequence[str], workers: int) -> str:
     'toy-gptq-W4A16-g64'
     """
     found = _CELL.search(nodeid)
-    if found is None or not any(found["model"] == model for model in models):
+    if found is None or found["model"] not in models:
         return nodeid.partition("::")[0]
     return found["model"] if workers <= len(models) else found["quantized"]
 

@@ -117,10 +117,10 @@ class Run:
 
     @property
     def tests_in_run(self) -> int:
-        """At most how many tests the run makes: those of its cells, and a pooled one a cell at most."""
-        from dllm_qbench.verdict.evidence import TESTS_A_CELL
+        """At most how many tests the run makes."""
+        from dllm_qbench.verdict.evidence import most_tests
 
-        return max(1, self.cells_collected) * (TESTS_A_CELL + 1)
+        return most_tests(self.cells_collected)
 
     def watch(self, runner: CellRunner, quantized: DiffusionLM, cell: str) -> Watch | None:
         """What may stop a cell early, where that was asked for: the evidence against its baseline.

@@ -18,19 +18,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dllm_qbench.outcomes import Outcome
 from dllm_qbench.records import Record
-from dllm_qbench.verdict.evidence import TESTS_A_CELL
+from dllm_qbench.verdict.evidence import most_tests
 from dllm_qbench.verdict.judge import judge
 from dllm_qbench.verdict.matrix import judge_matrix
+from tests.meta.faults.kill import QUICK_CELLS
 from tools.reruns import read
 
 ROOT = Path(__file__).parents[1]
-CELLS = 84  # of the quick matrix
 DOCS = ROOT / "docs" / "false_alarms.md"
 
 
 def judged(records: Sequence[Record]) -> list[Outcome]:
     """Judge records as cells of one whole quick matrix."""
-    tests = CELLS * (TESTS_A_CELL + 1)
+    tests = most_tests(QUICK_CELLS)
     verdicts = [(record, judge(record, ROOT / "baselines", tests)) for record in records]
     return [Outcome.of_verdict(record, verdict, verdict.fails()) for record, verdict in verdicts]
 
@@ -61,6 +61,7 @@ def main() -> None:
             f" {len(whole)} |"
         )
     total = sum(statuses.values())
+    counted = ", ".join(f"{n} {status}" for status, n in statuses.most_common())
     text = [
         "# False alarms",
         "",
@@ -68,8 +69,8 @@ def main() -> None:
         "varied that must not matter: rotation seeds of QuaRot and DuQuant, threads (1, 2, 4), batch size",
         "(default, 16, 64), every global random state, and here also the machine.",
         "",
-        f"**{len(failing)} of {total} judged cells failed** ({total / CELLS:.1f} times the quick matrix of"
-        f" {CELLS} cells): {', '.join(f'{n} {status}' for status, n in statuses.most_common())}.",
+        f"**{len(failing)} of {total} judged cells failed** ({total / QUICK_CELLS:.1f} times the quick"
+        f" matrix of {QUICK_CELLS} cells): {counted}.",
         "",
         "| run | machine | cells | failing cells | whole-run findings |",
         "|---:|---|---:|---:|---:|",

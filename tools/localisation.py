@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import dllm_qbench as qb
 from dllm_qbench.evaluation.own_basis import own_basis
-from dllm_qbench.evaluation.probe import probe
+from dllm_qbench.evaluation.probe import canvases
 from dllm_qbench.evaluation.symptoms import symptom
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.quant.layer_error import HEAD, Profile, profile
@@ -78,10 +78,10 @@ class Case:
 class Bench:
     """A full-precision model and what its faults are measured on."""
 
-    def __init__(self, model: str, canvases: int) -> None:
+    def __init__(self, model: str, rows: int) -> None:
         self.lm = qb.load(model)
-        ids, mask = probe(self.lm, "math", 0)
-        self.ids, self.mask = ids[:canvases], mask[:canvases]
+        given = canvases(self.lm, "math", items=rows)
+        self.ids, self.mask = given.ids, given.attention_mask
         self.calibration = qb.calibration(self.lm, seed=0)
 
     def quantize(self, method: str, scheme: str) -> DiffusionLM:

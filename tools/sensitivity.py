@@ -26,8 +26,9 @@ from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.quant.layers import target_names
 from dllm_qbench.records import Record
 from dllm_qbench.seeding import derive
-from dllm_qbench.verdict.evidence import TESTS_A_CELL
+from dllm_qbench.verdict.evidence import most_tests
 from dllm_qbench.verdict.judge import judge
+from tests.meta.faults.kill import QUICK_CELLS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "sensitivity.md"
@@ -40,7 +41,7 @@ QUANTIZED = (
 )
 LOSSES = (0.25, 1.0)  # dB of the logits' SQNR
 EVERY = 4  # of the 28 linears, others for each quantized model
-TESTS = 84 * (TESTS_A_CELL + 1)
+TESTS = most_tests(QUICK_CELLS)
 _HALVINGS = 7
 
 

@@ -65,9 +65,3 @@ def canvases(lm: DiffusionLM, family: str, seed: int = 0, items: int = ITEMS) ->
         truth=torch.tensor([row + pad for row, pad in zip(truths, padding, strict=True)]),
         mask_ratio=torch.tensor(ratios),
     )
-
-
-def probe(lm: DiffusionLM, family: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return ids and attention mask of :func:`canvases`, both ``[64, T]``."""
-    made = canvases(lm, family, seed)
-    return made.ids, made.attention_mask

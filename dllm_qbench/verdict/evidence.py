@@ -23,6 +23,12 @@ from dllm_qbench.verdict.statistics import Pairs, drop_p_value, mcnemar_worse, s
 TESTS_A_CELL: Final = 7
 """P-values that a cell can have: two ends of a band, answers, sequences, three fidelity metrics."""
 
+
+def most_tests(cells: int) -> int:
+    """At most how many tests a run of so many cells makes: each cell's, and a pooled one a cell at most."""
+    return max(1, cells) * (TESTS_A_CELL + 1)
+
+
 ITEM_TESTS: Final = (
     "drop above the band",
     "drop below the band",

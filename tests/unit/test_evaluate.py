@@ -20,7 +20,7 @@ from dllm_qbench.errors import NonFiniteError, TaskError
 from dllm_qbench.evaluation import evaluate as module
 from dllm_qbench.evaluation.adapter import DiffusionAdapter
 from dllm_qbench.evaluation.evaluate import answers, evaluate
-from dllm_qbench.evaluation.probe import probe
+from dllm_qbench.evaluation.probe import canvases
 from dllm_qbench.models.embedded import items as embedded
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.quant.layer_error import MOST_DB
@@ -329,12 +329,13 @@ def test_nothing_is_written_and_nothing_printed(
 
 
 def test_probe_shows_masked_answers(reference: DiffusionLM) -> None:
-    ids, real = probe(reference, "math")
+    given = canvases(reference, "math")
+    ids, real = given.ids, given.attention_mask
     prompt = embedded.test_items("math", 1)[0].prompt.split()
     assert ids.shape == real.shape == (64, 1 + len(prompt) + 18)  # <bos>, prompt, answer
     hidden = (ids == reference.mask_id).sum(1)
     assert int(hidden.min()) >= 1
     assert int(hidden.max()) <= 18
     assert len(set(hidden.tolist())) > 5
-    again: tuple[Mask, ...] = tuple(map(tuple, probe(reference, "math")[0].tolist()))
+    again: tuple[Mask, ...] = tuple(map(tuple, canvases(reference, "math").ids.tolist()))
     assert again == tuple(map(tuple, ids.tolist()))

@@ -170,17 +170,20 @@ class Subject:
     @cached_property
     def at_16_bits(self) -> Rerun:
         """The quantizer's run with nothing rounded, in float64 where the model is small enough."""
-        copy = self.reference.clone()
-        if sum(p.numel() for p in copy.model.parameters()) <= _WIDE_PARAMETERS:
-            copy.model.double()
         own = self.scheme
         scheme = Scheme(UNTOUCHED, UNTOUCHED, own.group, own.symmetric)
         if self.shared is None or self.quantizer is not None:
-            return self._run(copy, scheme)
+            return self._run(self._wide_copy(), scheme)
         key = recipe_hash({**self.recipe, "scheme": str(scheme)})
         if key not in self.shared:
-            self.shared[key] = self._run(copy, scheme)
+            self.shared[key] = self._run(self._wide_copy(), scheme)
         return self.shared[key]
+
+    def _wide_copy(self) -> DiffusionLM:
+        copy = self.reference.clone()
+        if sum(p.numel() for p in copy.model.parameters()) <= _WIDE_PARAMETERS:
+            copy.model.double()
+        return copy
 
     def _run(self, copy: DiffusionLM, scheme: Scheme) -> Rerun:
         with watch_attention(copy.model) as calls:

@@ -13,7 +13,7 @@ from dllm_qbench.quant import layers
 from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.layers import QuantLinear, quantize_tokens
 from dllm_qbench.quant.scheme import UNTOUCHED, Scheme
-from tests.meta.faults.fault import DREAM, Fault
+from tests.meta.faults.fault import DREAM, of_method
 from tests.meta.faults.patches import around_method, replaced, wrapped
 
 
@@ -121,14 +121,8 @@ def _tokens(by: Any) -> Any:
     return replaced((layers, "quantize_tokens"), by=by)
 
 
-def _fault(
-    name: str, method: str, scheme: str, task: str, plant: Any, what: str, **more: Any
-) -> Fault:
-    return Fault(f"{method}-{name}", "harmful", method, scheme, task, plant, what, **more)
-
-
 FAULTS = (
-    _fault(
+    of_method(
         "activations-per-tensor",
         "rtn",
         "W4A4",
@@ -136,7 +130,7 @@ FAULTS = (
         _tokens(per_tensor),
         "All tokens of a batch share one activation scale.",
     ),
-    _fault(
+    of_method(
         "activations-per-tensor",
         "smoothquant",
         "W8A8",
@@ -145,7 +139,7 @@ FAULTS = (
         "All tokens of a batch share one activation scale.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "activations-per-channel",
         "quarot",
         "W4A4",
@@ -153,7 +147,7 @@ FAULTS = (
         _tokens(per_channel),
         "Activation scales run along the wrong axis: one for each channel instead of each token.",
     ),
-    _fault(
+    of_method(
         "activations-floored",
         "rtn",
         "W8A8",
@@ -162,7 +156,7 @@ FAULTS = (
         "Activations are truncated to the level below instead of rounded.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "activations-wrap-around",
         "smoothquant",
         "W8A8",
@@ -170,7 +164,7 @@ FAULTS = (
         _tokens(wrapping),
         "With scale absmax / 128 a token's largest positive value is stored as -128.",
     ),
-    _fault(
+    of_method(
         "activations-unsigned",
         "quarot",
         "W8A8",
@@ -179,7 +173,7 @@ FAULTS = (
         "Activations are stored as unsigned integers without a zero point: negative ones become 0.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "activations-clipped-at-0.9",
         "quarot",
         "W8A8",
@@ -187,7 +181,7 @@ FAULTS = (
         wrapped(layers, "quantize_tokens", clipped),
         "Activations are clipped at 0.9 of a token's largest magnitude.",
     ),
-    _fault(
+    of_method(
         "activation-scale-of-the-token-before",
         "duquant",
         "W8A8",
@@ -195,7 +189,7 @@ FAULTS = (
         _tokens(of_the_token_before),
         "Token t is rounded with the scale of token t - 1.",
     ),
-    _fault(
+    of_method(
         "activations-at-8-bits-instead-of-4",
         "quarot",
         "W4A4",
@@ -204,7 +198,7 @@ FAULTS = (
         "The scheme says 4-bit activations, they have 8.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "activations-not-rounded",
         "smoothquant",
         "W4A4",
@@ -213,7 +207,7 @@ FAULTS = (
         "Activations are not rounded at all.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "activations-rounded-before-the-rotation",
         "duquant",
         "W4A4",
@@ -221,7 +215,7 @@ FAULTS = (
         replaced((QuantLinear, "forward"), by=rounded_before_it_is_turned),
         "Inputs are rounded first and rotated then.",
     ),
-    _fault(
+    of_method(
         "activations-rounded-before-the-rotation",
         "quarot",
         "W8A8",
@@ -229,7 +223,7 @@ FAULTS = (
         replaced((QuantLinear, "forward"), by=rounded_before_it_is_turned),
         "down's input is rounded first and rotated then, so that massive activations set the scale.",
     ),
-    _fault(
+    of_method(
         "stale-activation-scales",
         "smoothquant",
         "W8A8",
@@ -237,7 +231,7 @@ FAULTS = (
         stale_for("smoothquant"),
         "Activation scales are fixed at the first calibration sequence's where dynamic ones were asked.",
     ),
-    _fault(
+    of_method(
         "stale-activation-scales",
         "quarot",
         "W4A4",

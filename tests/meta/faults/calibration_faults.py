@@ -12,7 +12,7 @@ from dllm_qbench.quant import calibration as drawing
 from dllm_qbench.quant import capture
 from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.capture import BlockRunner
-from tests.meta.faults.fault import DREAM, Fault, nothing
+from tests.meta.faults.fault import DREAM, nothing, of_method
 from tests.meta.faults.patches import replaced, wrapped
 
 Stages = Iterator[tuple[tuple[str, ...], list[Tensor]]]
@@ -98,14 +98,8 @@ def last_instead_of_first(self: Calibration, sequences: int) -> Calibration:
     return Calibration(self.ids[-sequences:], self.attention_mask[-sequences:], self.recipe)
 
 
-def _fault(
-    name: str, method: str, scheme: str, task: str, plant: Any, what: str, **more: Any
-) -> Fault:
-    return Fault(f"{method}-{name}", "harmful", method, scheme, task, plant, what, **more)
-
-
 FAULTS = (
-    _fault(
+    of_method(
         "calibrated-causally",
         "gptq",
         "W4A16-g64",
@@ -113,7 +107,7 @@ FAULTS = (
         wrapped(capture, "_enter", causal),
         "The attention mask that blocks get in calibration is expanded to a causal one.",
     ),
-    _fault(
+    of_method(
         "calibrated-causally",
         "awq",
         "W4A16-g64",
@@ -122,7 +116,7 @@ FAULTS = (
         "The attention mask that blocks get in calibration is expanded to a causal one.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "calibration-attends-to-padding",
         "gptq",
         "W3A16-g64",
@@ -130,7 +124,7 @@ FAULTS = (
         wrapped(capture, "_enter", padding_attended),
         "Real tokens attend to the padding of their sequence in calibration.",
     ),
-    _fault(
+    of_method(
         "calibrated-without-positions",
         "gptq",
         "W3A16-g64",
@@ -139,7 +133,7 @@ FAULTS = (
         "Blocks called one by one get no position embeddings.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "padding-counted",
         "quarot",
         "W4A4",
@@ -147,7 +141,7 @@ FAULTS = (
         replaced((BlockRunner, "_real"), by=padding_counted),
         "Padding is calibrated on as if it were text.",
     ),
-    _fault(
+    of_method(
         "calibrated-on-another-blocks-input",
         "gptq",
         "W3A16-g64",
@@ -155,7 +149,7 @@ FAULTS = (
         wrapped(BlockRunner, "stages", of_the_block_before),
         "Every linear is solved against the inputs of the same linear one block before.",
     ),
-    _fault(
+    of_method(
         "calibrated-on-another-blocks-input",
         "awq",
         "W3A16-g64",
@@ -163,7 +157,7 @@ FAULTS = (
         wrapped(BlockRunner, "stages", of_the_block_before),
         "Every linear is scaled and clipped by the inputs of the same linear one block before.",
     ),
-    _fault(
+    of_method(
         "calibrated-on-another-blocks-input",
         "duquant",
         "W4A4",
@@ -171,7 +165,7 @@ FAULTS = (
         wrapped(BlockRunner, "stages", of_the_block_before),
         "Every rotation is found on the inputs of the same linear one block before.",
     ),
-    _fault(
+    of_method(
         "calibrated-in-front-of-the-norm",
         "gptq",
         "W3A16-g64",
@@ -179,7 +173,7 @@ FAULTS = (
         wrapped(BlockRunner, "stages", in_front_of_the_norm),
         "Linears behind a norm are calibrated on what enters the norm.",
     ),
-    _fault(
+    of_method(
         "calibration-loses-the-residual",
         "quarot",
         "W4A4",
@@ -188,7 +182,7 @@ FAULTS = (
         "From block to block calibration passes on what the block adds, without what it adds to.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "calibration-never-leaves-the-first-block",
         "gptq",
         "W4A16-g64",
@@ -197,7 +191,7 @@ FAULTS = (
         "Every block is calibrated on the embeddings.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "calibrated-on-two-sequences",
         "gptq",
         "W3A16-g64",
@@ -205,7 +199,7 @@ FAULTS = (
         wrapped(BlockRunner, "__init__", first_two_sequences),
         "Calibration stops after two sequences, whatever the recipe says.",
     ),
-    _fault(
+    of_method(
         "calibrated-with-another-vocabulary",
         "gptq",
         "W3A16-g64",
@@ -214,7 +208,7 @@ FAULTS = (
         "Calibration texts are encoded by a tokenizer whose ids are one higher.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "calibrated-without-masks",
         "gptq",
         "W4A16-g64",
@@ -223,7 +217,7 @@ FAULTS = (
         "Calibration sequences hold no mask, as in all published recipes.",
         in_calibration=True,
     ),
-    _fault(
+    of_method(
         "calibration-masks-position-0",
         "gptq",
         "W4A16-g64",
@@ -233,7 +227,7 @@ FAULTS = (
         model=DREAM,
         in_calibration=True,
     ),
-    _fault(
+    of_method(
         "calibration-masks-with-end-of-text",
         "smoothquant",
         "W4A4",
@@ -242,7 +236,7 @@ FAULTS = (
         "Calibration hides tokens behind the end of text, because the tokenizer has no mask token.",
         in_calibration=True,
     ),
-    _fault(
+    of_method(
         "calibrated-on-eight-sequences",
         "gptq",
         "W3A16-g64",
@@ -251,7 +245,7 @@ FAULTS = (
         "Eight calibration sequences where the recipe needs at least 128.",
         calibration_arguments={"sequences": 8},
     ),
-    _fault(
+    of_method(
         "maxima-of-other-sequences-than-stated",
         "smoothquant",
         "W4A4",

@@ -1,4 +1,6 @@
-"""All planted faults, harmful and benign; those of one linear are in ``localised.py``."""
+"""All planted faults, harmful and benign. Faults for one linear at a time, by which localisation is
+measured, are in ``tests/helpers/one_layer.py``.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from dllm_qbench.quant.grid import find_grid
 from dllm_qbench.quant.layers import QuantLinear, put
 from dllm_qbench.quant.methods import gptq, quarot, rtn
 from dllm_qbench.quant.scheme import Scheme
-from tests.meta.faults.fault import DREAM, Fault
+from tests.meta.faults.fault import DREAM, of_method
 from tests.meta.faults.patches import after_method, quant_linear, replaced, wrapped
 
 ONE = "model.layers.1.mlp.down_proj"
@@ -115,14 +115,8 @@ def channel_dropped(model: nn.Module, _before: nn.Module, _scheme: Scheme) -> No
     layer.weight.data[:, -1] = torch.zeros_like(layer.weight[:, -1])
 
 
-def _fault(
-    name: str, method: str, scheme: str, task: str, plant: Any, what: str, **more: Any
-) -> Fault:
-    return Fault(f"{method}-{name}", "harmful", method, scheme, task, plant, what, **more)
-
-
 FAULTS = (
-    _fault(
+    of_method(
         "one-linear-skipped",
         "rtn",
         "W3A16-g64",
@@ -130,9 +124,8 @@ FAULTS = (
         wrapped(rtn, "target_names", one_left_out),
         "One linear keeps 16 bits: its name is missing from the list.",
         linear=ONE,
-        kind="not quantized",
     ),
-    _fault(
+    of_method(
         "one-weight-not-written-back",
         "gptq",
         "W3A16-g64",
@@ -140,9 +133,8 @@ FAULTS = (
         after_method("gptq", weight_not_written),
         "One linear says that it is quantized and still holds its 16-bit weight.",
         linear=ONE,
-        kind="not quantized",
     ),
-    _fault(
+    of_method(
         "names-that-match-nothing",
         "gptq",
         "W4A16-g64",
@@ -150,7 +142,7 @@ FAULTS = (
         wrapped(gptq, "solved_weights", names_that_match_nothing),
         "The configured names of q, k and v match no linear, which then keep 16 bits (a released bug).",
     ),
-    _fault(
+    of_method(
         "last-block-missed",
         "gptq",
         "W3A16-g64",
@@ -159,7 +151,7 @@ FAULTS = (
         "The loop over blocks ends one early: the last block keeps 16 bits.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "one-linear-at-3-bits-instead-of-4",
         "gptq",
         "W4A16-g64",
@@ -167,9 +159,8 @@ FAULTS = (
         wrapped(gptq, "put", one_at_a_bit_less),
         "One linear gets one bit less than the scheme says.",
         linear=ONE,
-        kind="noise",
     ),
-    _fault(
+    of_method(
         "one-linear-quantized-twice",
         "quarot",
         "W4A4",
@@ -177,9 +168,8 @@ FAULTS = (
         wrapped(quarot, "_rotate_block", one_rounded_before),
         "One linear is rounded to 4 bits before the rotation and again after it.",
         linear=ONE,
-        kind="noise",
     ),
-    _fault(
+    of_method(
         "lm-head-quantized",
         "rtn",
         "W3A16-g64",
@@ -187,7 +177,7 @@ FAULTS = (
         after_method("rtn", head_quantized),
         "The LM head is quantized as well: LLaDA calls it ff_out, as it does every down projection.",
     ),
-    _fault(
+    of_method(
         "lm-head-rounded-in-place",
         "rtn",
         "W3A16-g64",
@@ -196,7 +186,7 @@ FAULTS = (
         "The LM head's weights are rounded in place; it still looks like a plain linear.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "embeddings-rounded-in-place",
         "rtn",
         "W4A16-g64",
@@ -204,7 +194,7 @@ FAULTS = (
         after_method("rtn", embeddings_rounded),
         "The embeddings are rounded to the weights' bits.",
     ),
-    _fault(
+    of_method(
         "norm-gains-rounded",
         "duquant",
         "W4A4",
@@ -212,7 +202,7 @@ FAULTS = (
         after_method("duquant", norms_rounded),
         "Norm gains are rounded to the weights' bits.",
     ),
-    _fault(
+    of_method(
         "biases-dropped",
         "rtn",
         "W4A16-g64",
@@ -221,7 +211,7 @@ FAULTS = (
         "The layer that replaces a linear does not take over its bias.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "biases-rounded",
         "smoothquant",
         "W4A4",
@@ -230,7 +220,7 @@ FAULTS = (
         "Biases are rounded to the weights' bits.",
         model=DREAM,
     ),
-    _fault(
+    of_method(
         "gate-and-up-exchanged",
         "awq",
         "W4A16-g64",
@@ -238,7 +228,7 @@ FAULTS = (
         after_method("awq", gate_and_up_exchanged),
         "In one block gate and up are written to each other's place.",
     ),
-    _fault(
+    of_method(
         "block-written-twice",
         "quarot",
         "W8A8",
@@ -246,7 +236,7 @@ FAULTS = (
         after_method("quarot", block_written_twice),
         "Block 0 is also written where block 1 belongs: two shards with one index.",
     ),
-    _fault(
+    of_method(
         "last-input-channel-dropped",
         "rtn",
         "W8A8",
@@ -254,9 +244,8 @@ FAULTS = (
         after_method("rtn", channel_dropped),
         "A loop over the input channels of one linear ends one early: the last one's weights are 0.",
         linear=ONE,
-        kind="noise",
     ),
-    _fault(
+    of_method(
         "full-precision-model-changed",
         "smoothquant",
         "W8A8",

@@ -22,7 +22,7 @@ from dllm_qbench.evaluation.adapter import DiffusionAdapter
 from dllm_qbench.models import bidirectional
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.tasks.embedded import scoring
-from tests.meta.faults.fault import DREAM, Fault, Plant
+from tests.meta.faults.fault import DREAM, of_evaluation
 from tests.meta.faults.patches import replaced, wrapped
 
 
@@ -102,14 +102,8 @@ def causally(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bidirectional, "F", SimpleNamespace(scaled_dot_product_attention=attention))
 
 
-def _fault(
-    name: str, method: str, scheme: str, task: str, plant: Plant, what: str, **more: Any
-) -> Fault:
-    return Fault(name, "harmful", method, scheme, task, plant, what, in_evaluation=True, **more)
-
-
 FAULTS = (
-    _fault(
+    of_evaluation(
         "likelihood-without-its-weight",
         "gptq",
         "W3A16-g64",
@@ -117,7 +111,7 @@ FAULTS = (
         wrapped(likelihood, "weighted_sums", unweighted),
         "The estimate sums log p of hidden tokens without the weight L / k.",
     ),
-    _fault(
+    of_evaluation(
         "likelihood-never-hides-all",
         "rtn",
         "W3A16-g64",
@@ -125,7 +119,7 @@ FAULTS = (
         wrapped(masking, "mask_counts", never_all_masked),
         "The number of hidden tokens is one too small: the fully masked target is never seen.",
     ),
-    _fault(
+    of_evaluation(
         "likelihood-hides-the-first-token-only",
         "rtn",
         "W4A16-g64",
@@ -133,7 +127,7 @@ FAULTS = (
         replaced((likelihood, "draw_masks"), by=first_token_only),
         "The mask that is drawn does not reach the canvas: always the first token is hidden.",
     ),
-    _fault(
+    of_evaluation(
         "masks-differ-between-choices",
         "awq",
         "W4A16-g64",
@@ -141,7 +135,7 @@ FAULTS = (
         wrapped(DiffusionAdapter, "_seed", seed_of_each_choice),
         "Each choice of an item draws its own masks, so that choices are compared on unequal terms.",
     ),
-    _fault(
+    of_evaluation(
         "likelihood-hides-behind-end-of-text",
         "gptq",
         "W4A16-g64",
@@ -149,7 +143,7 @@ FAULTS = (
         wrapped(likelihood, "_plan", hidden_behind_end_of_text),
         "Tokens are hidden behind the end of text instead of the mask: the tokenizer has no mask token.",
     ),
-    _fault(
+    of_evaluation(
         "llada-logits-shifted",
         "gptq",
         "W4A16-g64",
@@ -157,7 +151,7 @@ FAULTS = (
         replaced((DiffusionLM, "logits"), by=shifted_by(1)),
         "LLaDA's logits are shifted by one as Dream's are.",
     ),
-    _fault(
+    of_evaluation(
         "dream-shift-missing",
         "gptq",
         "W4A16-g64",
@@ -166,7 +160,7 @@ FAULTS = (
         "Dream's logits are not shifted.",
         model=DREAM,
     ),
-    _fault(
+    of_evaluation(
         "dream-shift-off-by-one",
         "rtn",
         "W4A16-g64",
@@ -175,7 +169,7 @@ FAULTS = (
         "Dream's logits are shifted by two.",
         model=DREAM,
     ),
-    _fault(
+    of_evaluation(
         "dream-shift-the-wrong-way",
         "smoothquant",
         "W8A8",
@@ -184,7 +178,7 @@ FAULTS = (
         "Dream's logits are shifted to the left.",
         model=DREAM,
     ),
-    _fault(
+    of_evaluation(
         "dream-target-left-open",
         "quarot",
         "W8A8",
@@ -193,7 +187,7 @@ FAULTS = (
         "No end of text follows the target whose likelihood is estimated.",
         model=DREAM,
     ),
-    _fault(
+    of_evaluation(
         "dream-likelihood-without-its-weight",
         "gptq",
         "W3A16-g64",
@@ -202,7 +196,7 @@ FAULTS = (
         "Masks lose the weight that grows as fewer tokens are hidden.",
         model=DREAM,
     ),
-    _fault(
+    of_evaluation(
         "prompt-loses-its-first-token",
         "rtn",
         "W8A8",
@@ -210,7 +204,7 @@ FAULTS = (
         wrapped(DiffusionAdapter, "_encode", prompt_beheaded),
         "Prompts are cut by one token, the begin of text.",
     ),
-    _fault(
+    of_evaluation(
         "answer-keeps-what-follows-its-end",
         "smoothquant",
         "W8A8",
@@ -218,7 +212,7 @@ FAULTS = (
         replaced((DiffusionAdapter, "_text"), by=everything_kept),
         "Answers are not cut at the end of text.",
     ),
-    _fault(
+    of_evaluation(
         "scoring-takes-the-least-likely-choice",
         "duquant",
         "W4A4",
@@ -226,7 +220,7 @@ FAULTS = (
         replaced((scoring, "winners"), by=lowest_wins),
         "Losses are taken for likelihoods: the least likely choice is scored.",
     ),
-    _fault(
+    of_evaluation(
         "code-scored-on-one-input",
         "rtn",
         "W4A4",
@@ -235,7 +229,7 @@ FAULTS = (
         "A program passes if its first output is right.",
         model=DREAM,
     ),
-    _fault(
+    of_evaluation(
         "attention-runs-causally",
         "awq",
         "W4A16-g64",

@@ -10,7 +10,6 @@ import pytest
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 Severity = Literal["harmful", "benign"]
-Kind = Literal["scale", "axis", "saturation", "missing inverse", "not quantized", "offset", "noise"]
 
 LLADA, DREAM = "llada-embedded", "dream-embedded"
 
@@ -28,7 +27,6 @@ class Fault:
         what: the fault in one sentence.
         model: the embedded model in which it shows.
         linear: full name of the one linear that it sits in; ``None`` where it is everywhere.
-        kind: what a diagnosis of that linear should call it, in the words of ``evaluation/symptoms.py``.
         parameters: of ``quantize``, in place of the recipe's.
         calibration_seed: of the draw; the baselines' is 0.
         calibration_arguments: of ``calibration``, in place of its defaults.
@@ -47,7 +45,6 @@ class Fault:
     what: str
     model: str = LLADA
     linear: str | None = None
-    kind: Kind | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     calibration_seed: int = 0
     calibration_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -58,3 +55,17 @@ class Fault:
 
 def nothing(_monkeypatch: pytest.MonkeyPatch) -> None:
     """Plant nothing: for faults that are all in their parameters, and for controls."""
+
+
+def of_method(
+    name: str, method: str, scheme: str, task: str, plant: Plant, what: str, **more: Any
+) -> Fault:
+    """A harmful fault of a quantizer, which its name begins with."""
+    return Fault(f"{method}-{name}", "harmful", method, scheme, task, plant, what, **more)
+
+
+def of_evaluation(
+    name: str, method: str, scheme: str, task: str, plant: Plant, what: str, **more: Any
+) -> Fault:
+    """A harmful fault of what measures: full precision is measured under it too."""
+    return Fault(name, "harmful", method, scheme, task, plant, what, in_evaluation=True, **more)

@@ -13,16 +13,14 @@ from dllm_qbench.errors import QBenchError
 from dllm_qbench.evaluation.evaluate import evaluate
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.quant.audits import AUDITS, EXPENSIVE, audit
-from dllm_qbench.verdict.evidence import TESTS_A_CELL
+from dllm_qbench.verdict.evidence import most_tests
 from dllm_qbench.verdict.judge import Verdict, judge
-from tests.meta.faults.fault import Fault
+from tests.meta.faults.fault import DREAM, LLADA, Fault
 from tests.meta.faults.runner import planted
+from tests.test_regression import CELLS
 
 BASELINES = Path(__file__).parents[3] / "baselines"
-QUICK_CELLS = 84
-TESTS = QUICK_CELLS * (
-    TESTS_A_CELL + 1
-)  # what one cell's share of the run's error rate is taken of
+QUICK_CELLS = len((LLADA, DREAM)) * len(CELLS)  # a fault is looked at in one of them
 ITEMS = 500
 CHECKS = ("law", "error", "audit", "layers", "fidelity", "audit again", "reference", "accuracy")
 FEW = 24  # enough for layers and fidelity, which are measured on canvases of their own
@@ -74,7 +72,7 @@ def _of_model(fault: Fault, reference: DiffusionLM, quantized: DiffusionLM) -> I
 
 def _judged(fault: Fault, reference: DiffusionLM, quantized: DiffusionLM, items: int) -> Verdict:
     record = evaluate(quantized, reference, fault.task, items, ITEMS_SEED)
-    return judge(record, BASELINES, TESTS)
+    return judge(record, BASELINES, most_tests(QUICK_CELLS))
 
 
 def _of_verdict(verdict: Verdict, check: str) -> Iterator[Caught]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dllm_qbench.diffusion import dream_sampler, samplers
 from dllm_qbench.models.lm import DiffusionLM
-from tests.meta.faults.fault import DREAM, Fault, Plant
+from tests.meta.faults.fault import DREAM, of_evaluation
 from tests.meta.faults.patches import replaced, wrapped
 
 
@@ -89,14 +89,8 @@ def all_in_the_first_step(sound: Any, step: int, steps: int) -> Fraction:
     return Fraction(1) if step == 0 else Fraction(sound(step, steps))
 
 
-def _fault(
-    name: str, method: str, scheme: str, task: str, plant: Plant, what: str, **more: Any
-) -> Fault:
-    return Fault(name, "harmful", method, scheme, task, plant, what, in_evaluation=True, **more)
-
-
 FAULTS = (
-    _fault(
+    of_evaluation(
         "confidence-in-bf16-ties-from-the-end",
         "rtn",
         "W4A4",
@@ -104,7 +98,7 @@ FAULTS = (
         replaced((samplers, "_denoise"), by=denoise(lambda x: x.bfloat16(), from_the_end=True)),
         "Confidence is taken in bf16, where ties are routine, and the last of equals is committed.",
     ),
-    _fault(
+    of_evaluation(
         "sampler-commits-the-least-confident",
         "rtn",
         "W3A16-g64",
@@ -112,7 +106,7 @@ FAULTS = (
         replaced((samplers, "_denoise"), by=denoise(lambda x: -x)),
         "The least confident positions are committed first.",
     ),
-    _fault(
+    of_evaluation(
         "sampler-writes-over-what-it-committed",
         "quarot",
         "W8A8",
@@ -120,7 +114,7 @@ FAULTS = (
         replaced((samplers, "_denoise"), by=denoise(committed_stay=False)),
         "Committed positions take part in the next step, so that masks are left at the end.",
     ),
-    _fault(
+    of_evaluation(
         "sampler-ignores-blocks",
         "duquant",
         "W4A4",
@@ -128,7 +122,7 @@ FAULTS = (
         wrapped(samplers, "generate", one_block),
         "Positions beyond the current block are not excluded: the answer is one block.",
     ),
-    _fault(
+    of_evaluation(
         "sampler-draws-at-temperature-0",
         "rtn",
         "W4A16-g64",
@@ -136,7 +130,7 @@ FAULTS = (
         wrapped(samplers, "generate", at_temperature_1),
         "Gumbel noise is added although temperature 0 was asked.",
     ),
-    _fault(
+    of_evaluation(
         "sampler-commits-all-at-once",
         "smoothquant",
         "W4A4",
@@ -144,7 +138,7 @@ FAULTS = (
         replaced((samplers, "transfer_counts"), by=all_at_once),
         "A block is filled in its first step.",
     ),
-    _fault(
+    of_evaluation(
         "end-of-text-suppressed",
         "awq",
         "W4A16-g64",
@@ -152,7 +146,7 @@ FAULTS = (
         wrapped(samplers, "logits", no_end_of_text),
         "The end of text is suppressed, as for an Instruct model, so that answers never end.",
     ),
-    _fault(
+    of_evaluation(
         "dream-end-of-text-suppressed",
         "duquant",
         "W8A8",
@@ -161,7 +155,7 @@ FAULTS = (
         "The end of text is suppressed, as for an Instruct model, so that answers never end.",
         model=DREAM,
     ),
-    _fault(
+    of_evaluation(
         "dream-positions-at-random",
         "quarot",
         "W4A4",
@@ -170,7 +164,7 @@ FAULTS = (
         "Positions are filled at random (algorithm origin) instead of by entropy.",
         model=DREAM,
     ),
-    _fault(
+    of_evaluation(
         "dream-fills-by-highest-entropy",
         "rtn",
         "W3A16-g64",
@@ -179,7 +173,7 @@ FAULTS = (
         "Entropy has the wrong sign: the least certain positions are filled first.",
         model=DREAM,
     ),
-    _fault(
+    of_evaluation(
         "dream-fills-all-at-once",
         "smoothquant",
         "W4A4",
