@@ -19,10 +19,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dllm_qbench.models.lm import DiffusionLM
+from dllm_qbench.models.lm import DiffusionLM, tokens_at_once
 
 _ROWS, _TOKENS = 8, 64
-_DEFAULT_TOKENS = 4096
 _LOGITS_AT_ONCE = (
     2**28
 )  # float32 values, 1 GiB: the vocabulary of a real model decides, not its width
@@ -39,7 +38,8 @@ def batches(
     Args:
         lm: its vocabulary limits the default batch.
         lengths: tokens of each canvas.
-        batch_tokens: tokens in one forward pass; by default 4096, less where the logits would not fit.
+        batch_tokens: tokens in one forward pass; by default as many as
+            ``tokens_at_once`` says, less where the logits would not fit.
         batch_size: canvases in one forward pass; overrides ``batch_tokens``.
 
     Raises:
@@ -50,7 +50,9 @@ def batches(
             raise ValueError(f"{name} must be at least 1, found {value}")
     longest = int(lm.config.max_position_embeddings)
     if batch_tokens is None:
-        batch_tokens = min(_DEFAULT_TOKENS, max(1, _LOGITS_AT_ONCE // int(lm.config.vocab_size)))
+        batch_tokens = min(
+            tokens_at_once(lm.device), max(1, _LOGITS_AT_ONCE // int(lm.config.vocab_size))
+        )
     buckets: dict[int, list[int]] = defaultdict(list)
     for index, length in enumerate(lengths):
         if not 1 <= length <= longest:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dllm_qbench.errors import CalibrationError
+from dllm_qbench.models.lm import tokens_at_once
 from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.layers import BLOCK_GROUPS, blocks
 
@@ -89,17 +90,26 @@ class BlockRunner:
             for chunk, x_BTI in zip(self._chunks, inner, strict=True):
                 chunk.hidden_BTD = chunk.hidden_BTD + body.get_submodule(_leaf(leaving))(x_BTI)
 
-    def halves(self, block: Any, names: tuple[str, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    def halves(
+        self, block: Any, names: tuple[str, ...], rows: slice = slice(None)
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Run the half of ``block`` that the linears ``names`` belong to; while `stages` is there.
 
         Yields, chunk by chunk, the hidden states that enter the half and what it adds to them, both
         of real tokens only, ``[N, D]``. The block's own modules compute it, as they are by then.
+        ``rows`` picks sequences of each chunk; one without any is left out.
         """
         norm, body = _half(block, names)
         for chunk in self._chunks:
-            added = body(norm(chunk.hidden_BTD), **_extra(block, body, chunk))
-            y_BTD = added[0] if isinstance(added, tuple) else added
-            yield chunk.hidden_BTD[chunk.real_BT], y_BTD[chunk.real_BT]
+            entering_BTD, real_BT = chunk.hidden_BTD[rows], chunk.real_BT[rows]
+            if not len(entering_BTD):
+                continue
+            y_BTD = _by_passes(body, norm(entering_BTD), _extra(block, body, chunk, rows))
+            yield entering_BTD[real_BT], y_BTD[real_BT]
+
+    def sequences(self) -> int:
+        """Return how many sequences there are."""
+        return sum(len(chunk.hidden_BTD) for chunk in self._chunks)
 
     def hidden(self) -> list[Tensor]:
         """Return the hidden states ``[B, T, D]`` of every chunk as they are now."""
@@ -116,8 +126,14 @@ def _half(block: Any, names: tuple[str, ...]) -> tuple[nn.Module, nn.Module]:
     return block.post_attention_layernorm, block.mlp
 
 
-def _extra(block: Any, body: nn.Module, chunk: _Chunk) -> Mapping[str, Any]:
-    return chunk.attention_inputs if body is block.self_attn else {}
+def _extra(
+    block: Any, body: nn.Module, chunk: _Chunk, rows: slice = slice(None)
+) -> Mapping[str, Any]:
+    """Return what ``body`` wants beside the hidden states of some of a chunk's sequences."""
+    if body is not block.self_attn:
+        return {}
+    given = chunk.attention_inputs
+    return {**given, "attention_mask": given["attention_mask"][rows]}
 
 
 def _leaf(names: tuple[str, ...]) -> str:
@@ -182,6 +198,22 @@ def _enter(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> _Chunk:
             "position_embeddings": inner.rotary_emb(hidden_BTD, position_ids=positions_1T),
         },
     )
+
+
+def _by_passes(body: nn.Module, x_BTD: Tensor, extra: Mapping[str, Any]) -> Tensor:
+    """Return what ``body`` makes of ``x_BTD``, run over a few sequences at a time.
+
+    A row's bits do not depend on the others; less than a chunk at a time stays in a CPU's cache.
+    """
+    rows = max(1, tokens_at_once(x_BTD.device) // x_BTD.shape[1])
+    parts = []
+    for start in range(0, len(x_BTD), rows):
+        few = slice(start, start + rows)
+        mask = extra.get("attention_mask")
+        its = extra if mask is None else {**extra, "attention_mask": mask[few]}
+        added = body(x_BTD[few], **its)
+        parts.append(added[0] if isinstance(added, tuple) else added)
+    return torch.cat(parts)
 
 
 def _input_of(body: nn.Module, name: str, x_BTD: Tensor, extra: Mapping[str, Any]) -> Tensor:

@@ -100,13 +100,47 @@ def test_massive_tokens_do_not_take_over_the_search(monkeypatch: pytest.MonkeyPa
     rtn, robust = ordinary("rtn"), ordinary("awq")
     halves = BlockRunner.halves
 
-    def plain(self: BlockRunner, block: Any, names: tuple[str, ...]) -> Any:
+    def plain(self: BlockRunner, *which: Any) -> Any:
         # A residual stream of ones: every token's error counts as it is.
-        yield from ((1 - y_ND, y_ND) for _, y_ND in halves(self, block, names))
+        yield from ((1 - y_ND, y_ND) for _, y_ND in halves(self, *which))
 
     monkeypatch.setattr(BlockRunner, "halves", plain)
     assert robust < 0.9 * rtn
     assert robust < 0.8 * ordinary("awq")
+
+
+@pytest.mark.parametrize("sequences", [7, 16])
+def test_eliminating_nothing_is_searching_everything(
+    sequences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts are all sequences, each once, in chunks that 4 does not divide too."""
+    lm = with_channel_outliers(0)
+    data = qb.calibration(lm, sequences=sequences)
+    monkeypatch.setattr("dllm_qbench.quant.capture._CHUNK_TOKENS", 5 * data.ids.shape[1])
+    whole = qb.quantize(lm, "awq", "W3A16-g16", data)
+    monkeypatch.setattr(awq, "_SPLIT_FROM", 1)
+    monkeypatch.setattr(awq, "_LEFT", (20, 20, 20, 20))
+    parts = qb.quantize(lm, "awq", "W3A16-g16", data)
+    for name in target_names(lm.model):
+        assert torch.equal(_layer(parts, name).weight, _layer(whole, name).weight), name
+
+
+def test_the_last_one_left_is_not_worse_than_rtn(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = with_channel_outliers(0)
+    data = qb.calibration(lm, sequences=16)
+    monkeypatch.setattr(awq, "_SPLIT_FROM", 1)
+    monkeypatch.setattr(awq, "_LEFT", (1, 1, 1, 1))
+    found: list[awq.Choice] = []
+    search = awq._Place.search
+
+    def kept(self: Any, *given: Any) -> awq.Choice:
+        found.append(search(self, *given))
+        return found[-1]
+
+    monkeypatch.setattr(awq._Place, "search", kept)
+    qb.quantize(lm, "awq", "W3A16-g16", data)
+    assert all(choice.error <= choice.rtn_error for choice in found)
+    assert any(choice.error < choice.rtn_error for choice in found)
 
 
 def test_without_ratios_and_clips_it_is_rtn() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm_qbench.diffusion import batching
+from dllm_qbench.models import lm
 from dllm_qbench.quant import capture, grid, layers
 from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.capture import BlockRunner
@@ -98,7 +98,7 @@ def sequences_reversed(sound: Any, self: Any, model: Any, data: Calibration) -> 
 
 
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "_DEFAULT_TOKENS", 600)
+    monkeypatch.setattr(lm, "_CPU_TOKENS", 600)
 
 
 class _Threads:
