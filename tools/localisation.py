@@ -1,6 +1,6 @@
 """Measure how often localisation names the faulty linear and the kind of its error.
 
-    python -m tools.localisation [--every 1] [--out docs/localisation.md]
+    python -m tools.localisation [--workers 2] [--every 1] [--out docs/localisation.md]
 
 A fault is planted in one linear of a sound quantized model, or, for methods that calibrate every linear
 on what the ones before it put out, the moment that linear is made. Caught is what moves any module's
@@ -11,11 +11,14 @@ SQNR by more than the tolerance; of those it is counted how often ``locate`` nam
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +42,7 @@ TOLERANCE_DB = 1.0
 SUBJECTS = (
     ("rtn", "W4A16-g64"),
     ("gptq", "W3A16-g64"),
+    ("awq", "W4A16-g64"),
     ("smoothquant", "W8A8"),
     ("quarot", "W4A4"),
     ("duquant", "W4A4"),
@@ -54,7 +58,7 @@ class Case:
     """One fault in one place, and what was said of it.
 
     Attributes:
-        subject: method and scheme.
+        subject: model, method and scheme.
         fault, wanted_kind: by name, and its kind.
         place: full name of the module that is at fault.
         first: what localisation named, ``None`` where nothing left the tolerance.
@@ -83,10 +87,18 @@ class Bench:
         given = canvases(self.lm, "math", items=rows)
         self.ids, self.mask = given.ids, given.attention_mask
         self.calibration = qb.calibration(self.lm, seed=0)
+        self._sound: dict[tuple[str, str], tuple[DiffusionLM, Profile]] = {}
 
     def quantize(self, method: str, scheme: str) -> DiffusionLM:
         """Quantize soundly, or under whatever is patched."""
         return qb.quantize(self.lm, method, scheme, self.calibration)
+
+    def sound(self, method: str, scheme: str) -> tuple[DiffusionLM, Profile]:
+        """The sound quantized model and its profile, made once: put back what you change."""
+        if (method, scheme) not in self._sound:
+            quantized = self.quantize(method, scheme)
+            self._sound[method, scheme] = quantized, self.profile(quantized)
+        return self._sound[method, scheme]
 
     def profile(self, quantized: DiffusionLM) -> Profile:
         """Both profiles against full precision."""
@@ -99,42 +111,39 @@ class Bench:
             sound.layer_sqnr, seen.layer_sqnr, sound.local_sqnr, seen.local_sqnr, TOLERANCE_DB
         )
         said = symptom(self.lm, broken, found.first or names[3], self.ids, self.mask)
-        return Case(*names, found.first, said.kind, said.text)
+        subject = f"{self.lm.name.partition('-')[0]} {names[0]}"
+        return Case(subject, *names[1:], found.first, said.kind, said.text)
 
 
-def planted_after(bench: Bench, method: str, scheme: str, every: int) -> Iterator[Case]:
-    """Break one linear of a model that is quantized already."""
-    quantized = bench.quantize(method, scheme)
-    sound = bench.profile(quantized)
-    for linear in target_names(bench.lm.model)[::every]:
-        layer = quantized.model.get_submodule(linear)
-        assert isinstance(layer, QuantLinear)
-        own = own_basis(bench.lm, quantized, linear, bench.ids, bench.mask)
-        for name, fault in FAULTS.items():
-            if not fault.fits(layer):
-                continue
-            put(quantized.model, linear, broken_copy(layer, fault, own))
-            yield bench.case((f"{method} {scheme}", name, fault.kind, linear), sound, quantized)
-        put(quantized.model, linear, layer)
+def planted_after(bench: Bench, method: str, scheme: str, linear: str) -> Iterator[Case]:
+    """Break one linear of a model that is quantized already, in every way that fits."""
+    quantized, sound = bench.sound(method, scheme)
+    layer = quantized.model.get_submodule(linear)
+    assert isinstance(layer, QuantLinear)
+    own = own_basis(bench.lm, quantized, linear, bench.ids, bench.mask)
+    for name, fault in FAULTS.items():
+        if not fault.fits(layer):
+            continue
+        put(quantized.model, linear, broken_copy(layer, fault, own))
+        yield bench.case((f"{method} {scheme}", name, fault.kind, linear), sound, quantized)
+    put(quantized.model, linear, layer)
 
 
-def planted_on_the_way(bench: Bench, method: str) -> Iterator[Case]:
+def planted_on_the_way(bench: Bench, method: str, name: str) -> Iterator[Case]:
     """Break one linear as it is made: those after it are calibrated on what it puts out."""
     module, scheme = SEQUENTIAL[method]
-    quantized = bench.quantize(method, scheme)
-    sound = bench.profile(quantized)
-    names = target_names(bench.lm.model)
-    for index, (name, fault) in enumerate(FAULTS.items()):
-        # Three sorts of linear for each fault, in blocks that change: a quantization for each case.
-        chosen = [names[(leaf + index) % 7 + 7 * ((leaf + index) % 4)] for leaf in (0, 3, 6)]
-        for linear in chosen:
-            layer = quantized.model.get_submodule(linear)
-            assert isinstance(layer, QuantLinear)
-            if not fault.fits(layer):
-                continue
-            broken = _broken_on_the_way(bench, quantized, module, linear, fault)
-            subject = f"{method} {scheme}, planted on the way"
-            yield bench.case((subject, name, fault.kind, linear), sound, broken)
+    quantized, sound = bench.sound(method, scheme)
+    names, fault, index = target_names(bench.lm.model), FAULTS[name], list(FAULTS).index(name)
+    # Three sorts of linear for each fault, in blocks that change: a quantization for each case.
+    chosen = [names[(leaf + index) % 7 + 7 * ((leaf + index) % 4)] for leaf in (0, 3, 6)]
+    for linear in chosen:
+        layer = quantized.model.get_submodule(linear)
+        assert isinstance(layer, QuantLinear)
+        if not fault.fits(layer):
+            continue
+        broken = _broken_on_the_way(bench, quantized, module, linear, fault)
+        subject = f"{method} {scheme}, planted on the way"
+        yield bench.case((subject, name, fault.kind, linear), sound, broken)
 
 
 def _broken_on_the_way(
@@ -157,30 +166,23 @@ def _broken_on_the_way(
         return qb.quantize(bench.lm, method, SEQUENTIAL[method][1], bench.calibration)
 
 
-def no_feedback(bench: Bench) -> Iterator[Case]:
+def no_feedback(bench: Bench, place: int) -> Iterator[Case]:
     """GPTQ without error feedback in one stage: all linears that read one input, named by the first."""
     module, scheme = SEQUENTIAL["gptq"]
-    sound = bench.profile(bench.quantize("gptq", scheme))
+    _, sound = bench.sound("gptq", scheme)
     solve: Callable[[Tensor, float], Tensor] = gptq.inverse_factor
-    stages = [
-        f"model.layers.{index}.{names[0]}"
-        for index in range(len(blocks(bench.lm.model)))
-        for names in BLOCK_GROUPS
-    ]
-    for place, linear in enumerate(stages):
-        calls = iter(range(len(stages)))
+    calls = iter(range(1000))
 
-        def sometimes(
-            hessian: Tensor, damp: float, calls: Any = calls, place: int = place
-        ) -> Tensor:
-            if next(calls) == place:
-                return torch.eye(len(hessian), dtype=torch.float64)
-            return solve(hessian, damp)
+    def sometimes(hessian: Tensor, damp: float) -> Tensor:
+        if next(calls) == place:
+            return torch.eye(len(hessian), dtype=torch.float64)
+        return solve(hessian, damp)
 
-        with patch.object(module, "inverse_factor", sometimes):
-            broken = bench.quantize("gptq", scheme)
-        subject = f"gptq {scheme}, planted on the way"
-        yield bench.case((subject, "GPTQ without error feedback", "noise", linear), sound, broken)
+    with patch.object(module, "inverse_factor", sometimes):
+        broken = bench.quantize("gptq", scheme)
+    subject = f"gptq {scheme}, planted on the way"
+    linear = f"model.layers.{place // 4}.{BLOCK_GROUPS[place % 4][0]}"
+    yield bench.case((subject, "GPTQ without error feedback", "noise", linear), sound, broken)
 
 
 def _gain(norm: str, factor: float) -> Callable[[Any], None]:
@@ -212,8 +214,7 @@ OUTSIDE: Mapping[str, tuple[str, Callable[[Any], None]]] = {
 
 def planted_outside(bench: Bench, method: str, scheme: str) -> Iterator[Case]:
     """Break what stands between the linears."""
-    quantized = bench.quantize(method, scheme)
-    sound = bench.profile(quantized)
+    quantized, sound = bench.sound(method, scheme)
     for name, (place, plant) in OUTSIDE.items():
         for index in range(len(blocks(quantized.model))):
             broken = quantized.clone()
@@ -281,7 +282,53 @@ fault's kind. A fault that is not caught changes the linear's output by less tha
 Here the tap has to be named at which the fault enters; the kind is "outside".
 
 {table(outside, "fault")}
-""".replace('"', '"')
+"""
+
+
+@cache
+def _bench(model: str, rows: int) -> Bench:
+    torch.set_num_threads(1)
+    return Bench(model, rows)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of this module's generators of cases, by name, and its arguments but the bench."""
+
+    model: str
+    rows: int
+    planted: str
+    arguments: tuple[Any, ...]
+
+    def run(self) -> list[Case]:
+        """Plant and measure."""
+        cases: Iterator[Case] = globals()[self.planted](
+            _bench(self.model, self.rows), *self.arguments
+        )
+        return list(cases)
+
+
+def jobs(model: str, rows: int, every: int, after_only: bool) -> list[Job]:
+    """Return what there is to do on one model; neighbours share a quantized model."""
+    lm = qb.load(model)
+    names = target_names(lm.model)
+    todo: list[tuple[str, tuple[Any, ...]]] = []
+    for subject in SUBJECTS:
+        todo += [("planted_after", (*subject, linear)) for linear in names[::every]]
+        todo.append(("planted_outside", subject))
+    if not after_only:
+        todo += [
+            ("planted_on_the_way", (method, fault)) for method in SEQUENTIAL for fault in FAULTS
+        ]
+        todo += [("no_feedback", (place,)) for place in range(4 * len(blocks(lm.model)))]
+    return [Job(model, rows, planted, arguments) for planted, arguments in todo]
+
+
+def measured(todo: Sequence[Job], workers: int) -> Iterator[list[Case]]:
+    """Run jobs in so many processes of one thread; results come in the order of the jobs."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(Job.run, todo, chunksize=4)
 
 
 def main() -> None:
@@ -289,28 +336,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", default="llada-embedded")
+    parser.add_argument("--models", default="llada-embedded,dream-embedded")
     parser.add_argument("--canvases", type=int, default=16, help="of the probe's 64")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--after-only", action="store_true", help="nothing planted on the way")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=1e6, help="then write what there is")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    bench = Bench(given.model, given.canvases)
+    todo = [
+        job
+        for model in given.models.split(",")
+        for job in jobs(model, given.canvases, given.every, given.after_only)
+    ]
     cases: list[Case] = []
     begin = time.monotonic()
-    runs = [planted_after(bench, *subject, given.every) for subject in SUBJECTS]
-    runs += [planted_outside(bench, *subject) for subject in SUBJECTS]
-    if not given.after_only:
-        runs += [planted_on_the_way(bench, method) for method in SEQUENTIAL]
-        runs.append(no_feedback(bench))
-    for run in runs:
-        for case in run:
-            cases.append(case)
+    done = 0
+    for found in measured(todo, given.workers):
+        done += 1
+        cases += found
+        for case in found:
             if case.caught and (case.first, case.kind) != (case.place, case.wanted_kind):
-                print(*vars(case).values(), sep=" | ", file=sys.stderr)
-        print(f"{time.monotonic() - begin:.0f} s, {len(cases)} cases", file=sys.stderr, flush=True)
-    text = page(" ".join(["python -m tools.localisation", *sys.argv[1:]]), cases)
+                print(*vars(case).values(), sep=" | ", file=sys.stderr, flush=True)
+        if time.monotonic() - begin > 60 * given.minutes:
+            break
+    print(f"{time.monotonic() - begin:.0f} s, {len(cases)} cases", file=sys.stderr)
+    options = " ".join(sys.argv[1:])
+    text = page(f"python -m tools.localisation {options}".strip(), cases)
+    if done < len(todo):
+        text += f"\n**Stopped by --minutes after {done} of {len(todo)} jobs.**\n"
     print(text)
     if given.out is not None:
         given.out.write_text(text, encoding="utf-8")

@@ -7,8 +7,8 @@ Each run has a number, and the number decides what is varied, so that a run can 
 - ``draws``: another calibration draw, all else as in run 0.
 
 Records are appended, one line each, to ``FOLDER/part-<worker>.jsonl.gz``; ``tools/noise_floors.py`` and
-``tools/false_alarms.py`` read such folders. Work is shared out over processes of one thread each
-(unless the run varies that), in an order that lets a worker keep its full-precision answers.
+``tools/false_alarms.py`` read such folders. Processes of one thread each (unless the run varies that)
+take the jobs from one queue, run by run.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -35,7 +37,7 @@ MODELS = ("llada-embedded", "dream-embedded")
 THREADS = (1, 2, 4)
 BATCHES = (None, 16, 64)
 SEEDED = ("quarot", "duquant")
-# Rough seconds of one quantized model, its three tasks included: only the sharing out depends on it.
+# Rough seconds of one quantized model, its three tasks included: only the order depends on it.
 COST = {
     "rtn": 14.0,
     "gptq": 17.0,
@@ -101,30 +103,19 @@ def measure(job: Job, items: int, device: str, lms: dict[str, Any]) -> Iterator[
         yield replace(record, provenance={**record.provenance, **varied})
 
 
-def work(jobs: Sequence[Job], path: Path, items: int, device: str, until: float) -> None:
-    """Run jobs one after the other; stop taking new ones at ``until`` (seconds since the epoch)."""
+def work(jobs: Queue[Job], path: Path, items: int, device: str, until: float) -> None:
+    """Run jobs until there are none; take no new one after ``until`` (seconds since the epoch)."""
     lms: dict[str, Any] = {}
     with gzip.open(path, "at", encoding="utf-8") as out:
-        for job in jobs:
-            if time.time() > until:
-                print(f"{path.name}: out of time before {job}", flush=True)
-                break
+        while time.time() < until:
+            try:
+                job = jobs.get(timeout=1)
+            except Empty:
+                return
             for record in measure(job, items, device, lms):
                 out.write(record.to_json() + "\n")
             out.flush()
-
-
-def shared_out(jobs: Sequence[Job], workers: int) -> list[list[Job]]:
-    """Contiguous shares of about equal cost, in the given order."""
-    share = sum(COST[job.method] for job in jobs) / workers
-    parts: list[list[Job]] = [[]]
-    spent = 0.0
-    for job in jobs:
-        if spent >= share * len(parts) and len(parts) < workers:
-            parts.append([])
-        parts[-1].append(job)
-        spent += COST[job.method]
-    return parts
+    print(f"{path.name}: out of time", flush=True)
 
 
 def read(folder: str | Path) -> list[Record]:
@@ -161,29 +152,34 @@ def main() -> None:
         for method, scheme in QUANTIZERS
         if method in methods
     ]
-    jobs.sort(key=lambda job: (job.model, str(job.batch_size)))
+    # A worker keeps its full-precision answers; within a run the longest come first.
+    jobs.sort(key=lambda job: (job.run, -COST[job.method]))
     given.folder.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     until = time.time() + 60 * given.minutes
     spawn = multiprocessing.get_context("spawn")
     stem = f"part-{given.vary}-{given.device.replace(':', '-')}-{runs[0]}-{runs[-1]}"
+    queue: Queue[Job] = spawn.Queue()
+    for job in jobs:
+        queue.put(job)
     processes = [
         spawn.Process(
             target=work,
             args=(
-                part,
+                queue,
                 given.folder / f"{stem}-{number}.jsonl.gz",
                 given.items,
                 given.device,
                 until,
             ),
         )
-        for number, part in enumerate(shared_out(jobs, given.workers))
+        for number in range(given.workers)
     ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
+    queue.cancel_join_thread()
     raise SystemExit(any(process.exitcode for process in processes))
 
 
