@@ -227,8 +227,16 @@ def _to_reference(lm: DiffusionLM, name: str, y_NO: Tensor) -> Tensor:
 
 def token_sqnr(expected_NO: Tensor, found_NO: Tensor) -> Tensor:
     """Return each token's SQNR in dB, float64 ``[N]``, cut to -100..100; 0 against 0 is 100."""
-    signal_N = expected_NO.double().square().sum(-1)
-    noise_N = (expected_NO.double() - found_NO.double()).square().sum(-1)
+    return _decibel(*_energies(expected_NO, found_NO))
+
+
+def _energies(expected_NO: Tensor, found_NO: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each token's energy of signal and of noise, float64 ``[N]``."""
+    wide_NO = expected_NO.double()
+    return wide_NO.square().sum(-1), (wide_NO - found_NO.double()).square().sum(-1)
+
+
+def _decibel(signal_N: Tensor, noise_N: Tensor) -> Tensor:
     decibel_N: Tensor = 10 * (signal_N.log10() - noise_N.log10())
     decibel_N = torch.where(noise_N == 0, MOST_DB, decibel_N)
     return decibel_N.clamp(-MOST_DB, MOST_DB)
@@ -242,12 +250,12 @@ class _Mean:
     tokens: int = 0
 
     def add(self, name: str, expected_NO: Tensor, found_NO: Tensor) -> None:
-        for which, side in (("full-precision", expected_NO), ("quantized", found_NO)):
-            if not bool(torch.isfinite(side).all()):
-                raise NonFiniteError(
-                    f"layer errors: the {which} output of {name} is NaN or infinite"
-                )
-        self.total += float(token_sqnr(expected_NO, found_NO).sum())
+        signal_N, noise_N = _energies(expected_NO, found_NO)
+        if not math.isfinite(float(signal_N.sum() + noise_N.sum())):
+            bad = not bool(torch.isfinite(expected_NO).all())
+            which = "full-precision" if bad else "quantized"
+            raise NonFiniteError(f"layer errors: the {which} output of {name} is NaN or infinite")
+        self.total += float(_decibel(signal_N, noise_N).sum())
         self.tokens += len(expected_NO)
 
     @property

@@ -14,6 +14,7 @@ Shapes: N tokens, I inputs, O outputs, G weight groups of an output channel.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -136,6 +137,48 @@ def _by_block(x: Tensor, blocks_bBB: Tensor) -> Tensor:
     return turned_bNB.transpose(0, 1).reshape(x.shape).to(x.dtype)
 
 
+class _Last:
+    """What was last made of an input, for the layers beside the one that made it.
+
+    q, k and v read one tensor, and so do gate and up: turned and rounded three times it is a good
+    part of a rotated model's time. Nothing is handed to a layer twice: one that asks again about the
+    same tensor may have been changed meanwhile, and so may be what it asks about.
+    """
+
+    def __init__(self) -> None:
+        self._input: weakref.ref[Tensor] | None = None
+        self._version: int | None = None
+        self._how: tuple[Any, ...] = ()
+        self._made: Tensor | None = None
+        self._readers: list[weakref.ref[nn.Module]] = []
+
+    def of(self, x: Tensor, how: tuple[Any, ...], layer: nn.Module) -> Tensor | None:
+        """Return what another layer made of this very tensor in this very way, or ``None``."""
+        same = self._input is not None and self._input() is x and self._version == _version(x)
+        if not same or self._how != how or any(known() is layer for known in self._readers):
+            return None
+        self._readers.append(weakref.ref(layer))
+        return self._made
+
+    def keep(self, x: Tensor, how: tuple[Any, ...], layer: nn.Module, made: Tensor) -> None:
+        """Keep this until the next is made, or the input is gone."""
+        self._input = weakref.ref(x, self._drop)
+        self._version, self._how, self._made = _version(x), how, made
+        self._readers = [weakref.ref(layer)]
+
+    def _drop(self, gone: weakref.ref[Tensor]) -> None:
+        if gone is self._input:
+            self._input, self._how, self._made = None, (), None
+
+
+def _version(x: Tensor) -> int | None:
+    """Return how often a tensor was changed in place; inference tensors do not count."""
+    return None if x.is_inference() else x._version
+
+
+_last = _Last()
+
+
 class QuantLinear(nn.Module):
     """A linear with quantized weights and, below 16 activation bits, quantized inputs.
 
@@ -183,10 +226,20 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[..., I]`` to ``[..., O]``."""
-        x = self.turned(x)
-        if self.scheme.act_bits != UNTOUCHED:
-            x = quantize_tokens(x, self.scheme.act_bits, self.act_clip)
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(self._read(x), self.weight, self.bias)
+
+    def _read(self, x: Tensor) -> Tensor:
+        """Turn and round an input; once for layers that read one tensor in one way."""
+        if self.transform is None and self.scheme.act_bits == UNTOUCHED:
+            return x
+        how = (self.transform, self.scheme.act_bits, self.act_clip)
+        made = _last.of(x, how, self)
+        if made is None:
+            made = self.turned(x)
+            if self.scheme.act_bits != UNTOUCHED:
+                made = quantize_tokens(made, self.scheme.act_bits, self.act_clip)
+            _last.keep(x, how, self, made)
+        return made
 
     def turned(self, x: Tensor) -> Tensor:
         """Return what the weight reads of an input ``[..., I]``, before rounding."""

@@ -33,6 +33,9 @@ Quantizer = Callable[[DiffusionLM, Scheme], DiffusionLM]
 _PROBE_ROWS, _PROBE_TOKENS = 4, 24
 # Up to here the run at 16 bits is done in float64, where a difference of 1e-9 is one.
 _WIDE_PARAMETERS = 100_000_000
+# Calibration sequences of the run at 16 bits. Nothing is rounded there: what data picks (scales,
+# rotations) must leave the logits alone whatever it is.
+_SEQUENCES_AT_16_BITS = 64
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,10 @@ class Subject:
 
     @cached_property
     def at_16_bits(self) -> Rerun:
-        """The quantizer's run with nothing rounded, in float64 where the model is small enough."""
+        """The quantizer's run with nothing rounded, in float64 where the model is small enough.
+
+        A method of the recipe gets the first sequences of the calibration only.
+        """
         own = self.scheme
         scheme = Scheme(UNTOUCHED, UNTOUCHED, own.group, own.symmetric)
         if self.shared is None or self.quantizer is not None:
@@ -202,7 +208,10 @@ class Subject:
         if METHODS[method].calibrates and self.calibration is None:
             raise QBenchError(self._undrawn or "its calibration is unknown; pass calibration=")
         parameters = dict(self.recipe.get("parameters") or {})
-        return quantize(lm, method, scheme, self.calibration, **parameters)
+        data = self.calibration
+        if data is not None and not (scheme.quantizes_weights or scheme.quantizes_activations):
+            data = data.first(_SEQUENCES_AT_16_BITS)
+        return quantize(lm, method, scheme, data, **parameters)
 
 
 def random_ids(lm: DiffusionLM, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
