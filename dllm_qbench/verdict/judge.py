@@ -58,6 +58,8 @@ from dllm_qbench.verdict.statistics import (
     relative_drop,
 )
 
+SEQUENTIAL: Final = "answers, sequentially"
+"""Among a verdict's p-values: the test that takes McNemar's place where a cell may stop early."""
 FAILING: Final[frozenset[Status]] = frozenset({"improved", "degraded", "infra"})
 
 
@@ -169,7 +171,7 @@ def judge(
     if watch is not None:
         # A fixed test after looking 50 items at a time would be wrong more often than it says.
         p_values = {name: p for name, p in p_values.items() if name not in ITEM_TESTS}
-        p_values["answers, sequentially"] = watch.p_value
+        p_values[SEQUENTIAL] = watch.p_value
     if watch is not None and watch.settled is not None:
         findings.append(Finding(watch.settled.status, watch.settled.text))
     elif drop is None or interval is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Final
 
-from dllm_qbench.verdict.judge import Verdict
+from dllm_qbench.verdict.judge import SEQUENTIAL, Verdict
 
 WIDTH: Final = 100
 _LABEL: Final = 11
@@ -38,12 +38,7 @@ def render(verdict: Verdict) -> str:
     row("seen", _seen(verdict))
     row("items", _items(verdict))
     if verdict.lost or verdict.gained:
-        row(
-            "answers",
-            f"{verdict.lost} right in the baseline are wrong now, {verdict.gained} wrong are right; "
-            f"p = {verdict.p_value:.2g} that it is no worse (one-sided McNemar"
-            + (f", {verdict.margin:.3g} forgiven as noise)" if verdict.margin else ")"),
-        )
+        row("answers", _answers(verdict))
     if verdict.shifts:
         row("fidelity", "; ".join(map(str, verdict.shifts)))
     if verdict.place and verdict.place.first:
@@ -76,6 +71,18 @@ def _seen(verdict: Verdict) -> str:
         return accuracies
     low, high = verdict.interval
     return f"a drop of {verdict.drop:.1f} % [{low:.1f}, {high:.1f}] (90 % interval); {accuracies}"
+
+
+def _answers(verdict: Verdict) -> str:
+    flips = (
+        f"{verdict.lost} right in the baseline are wrong now, {verdict.gained} wrong are right; p ="
+    )
+    # A cell that may stop early is read more than once: McNemar's p-value would not hold there.
+    sequential = verdict.p_values.get(SEQUENTIAL)
+    if sequential is not None:
+        return f"{flips} {sequential:.2g} that it is no worse (sequential test, holds at any item)"
+    forgiven = f", {verdict.margin:.3g} forgiven as noise" if verdict.margin else ""
+    return f"{flips} {verdict.p_value:.2g} that it is no worse (one-sided McNemar{forgiven})"
 
 
 def _items(verdict: Verdict) -> str:

@@ -215,6 +215,8 @@ def test_settled_evidence_takes_the_place_of_tests_of_a_fixed_number_of_items() 
         names = set(verdict.p_values)
         assert "answers, sequentially" in names
         assert not names & {"answers", "drop above the band", "drop below the band"}
+    assert "sequential test" in worse.message
+    assert "McNemar" not in worse.message
 
 
 def test_unsettled_evidence_is_never_degraded_by_a_test_of_a_fixed_number_of_items() -> None:
