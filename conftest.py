@@ -23,7 +23,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
 
 # The same examples on each run: a change that fails, fails for everybody. `thorough` looks further
-# (pytest --hypothesis-profile=thorough). No deadline: the first example of a test may import torch.
+# (pytest --hypothesis-profile=thorough; with -n, --dist worksteal shares a file out). No deadline: the
+# first example of a test may import torch.
 settings.register_profile(
     "default",
     derandomize=True,

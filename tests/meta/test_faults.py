@@ -1,6 +1,6 @@
 """The kill matrix: every harmful fault has to be caught, no benign change may be.
 
-pytest -m faults            all of them: about half an hour on two cores (less with -n 2)
+pytest -m faults            all of them: about 26 minutes on one core (-n 2 --dist worksteal: two)
 pytest -m faults -k gptq    some
 
 Without ``-m faults`` a sample runs, one fault of each area.
