@@ -94,7 +94,8 @@ def test_random_rotations_are_orthogonal_and_follow_their_seed(n: int, seed: int
         matrix = make(n, seed)
         assert torch.allclose(matrix @ matrix.T, torch.eye(n, dtype=torch.float64), atol=1e-12)
         assert torch.equal(matrix, make(n, seed))
-        assert n < 8 or not torch.equal(matrix, make(n, seed + 1))
+        # n signs are 2^n Hadamard matrices: of 8, one pair of seeds in 256 shares one.
+        assert n < 60 or not torch.equal(matrix, make(n, seed + 1))
 
 
 @given(st.sampled_from([torch.float16, torch.bfloat16, torch.float32]), seeds)
