@@ -79,10 +79,9 @@ _WRITERS = dict(
     )
 )
 
-# From so many calibration sequences on, the search behind a norm goes over them in parts, every 4th
-# sequence first; after each part RTN and so many other ratios are left.
+# From so many calibration sequences on, the search behind a norm goes over them in as many parts as there
+# are numbers here, every 4th sequence first; after each part RTN and so many other ratios are left.
 _SPLIT_FROM = 64
-_PARTS = 4
 _LEFT = (8, 4, 4, 4)
 
 
@@ -245,7 +244,7 @@ class _Place:
         normed = _WRITERS[names].endswith("layernorm")
         self._eps = float(block.post_attention_layernorm.variance_epsilon)
         self._tokens = sum(len(x_NI) for x_NI in inputs)
-        split = _PARTS if normed and runner.sequences() >= _SPLIT_FROM else 1
+        split = len(_LEFT) if normed and runner.sequences() >= _SPLIT_FROM else 1
         self._parts = [self._part(slice(first, None, split)) for first in range(split)]
         # Behind a norm all tokens count alike for s_X and for clips, elsewhere as in L.
         magnitude_I = torch.zeros_like(inputs[0][0], dtype=torch.float64)
