@@ -2,63 +2,51 @@
 
 Notable:
 - lm-eval's own evaluator runs the tasks; per-item results come from its samples, for pairing;
-- full precision is run once per process for each (weights, task, items, seed), and remembered;
+- full precision is run once per process for each (weights, task, items, seed), and remembered; given a
+  place to keep answers, each chunk of items is put there as soon as it is known, so that a run that is
+  killed repeats one chunk at most, and cells that share full precision share its answers;
 - a NaN or an infinity is an error that names the task and the item, never a score.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-import lm_eval.api.task
-from lm_eval.evaluator import evaluate as lm_eval_evaluate
-from lm_eval.tasks import TaskManager
-
-from dllm_qbench import tasks
 from dllm_qbench.errors import TaskError
-from dllm_qbench.evaluation.adapter import DiffusionAdapter
+from dllm_qbench.evaluation.benchmark import (
+    Answers,
+    Benchmark,
+    traces_from_lists,
+    traces_to_lists,
+)
+from dllm_qbench.evaluation.embedded_benchmark import EmbeddedBenchmark
 from dllm_qbench.evaluation.fidelity import measure
-from dllm_qbench.evaluation.probe import ITEMS, canvases
+from dllm_qbench.evaluation.probe import ITEMS
 from dllm_qbench.evaluation.provenance import provenance
-from dllm_qbench.evaluation.trajectory import Trace, compare_traces, draft
-from dllm_qbench.models.embedded.items import test_items
+from dllm_qbench.evaluation.trajectory import Trace, compare_traces
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.quant.quantize import recipe_hash
 from dllm_qbench.records import Record
-from dllm_qbench.tasks.embedded.scoring import winners
 
 Progress = Callable[[int, int, str], None]
 Stop = Callable[[Sequence[bool], Sequence[bool]], bool]
 CHUNK = 50
-"""Items between two looks at the evidence, where a cell may stop early."""
+"""Items between two looks at the evidence, where a cell may stop early, and between two puts."""
 
 
-@dataclass(frozen=True)
-class Answers:
-    """One model's answers to one task: one entry per item in each tuple, in the task's order.
+class Keep(Protocol):
+    """Where answers are kept from one run to the next: JSON values by kind and key."""
 
-    ``traces`` holds what each denoising step committed; it is empty where nothing is generated.
-    ``scores`` holds the true choice's log-likelihood in nats, whose last bits depend on the batch: they
-    play no part where answers are compared. It is empty where there are no choices.
-    """
+    def get(self, kind: str, key: Mapping[str, Any]) -> Any | None:
+        """Return the value that was put under this key, or ``None``."""
+        ...
 
-    ids: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
-    correct: tuple[bool, ...] = ()
-    texts: tuple[str, ...] = ()
-    traces: tuple[Trace, ...] = ()
-    scores: tuple[float, ...] = field(default=(), compare=False)
-
-    def __add__(self, more: Answers) -> Answers:
-        """These items' answers, then those of ``more``."""
-        names = [entry.name for entry in fields(self)]
-        return Answers(*(getattr(self, name) + getattr(more, name) for name in names))
+    def put(self, kind: str, key: Mapping[str, Any], value: Any) -> None:
+        """Keep a value."""
+        ...
 
 
 _references: dict[tuple[str, str, int, int, int, int | None], Answers] = {}
@@ -68,25 +56,29 @@ _reference_drafts: dict[tuple[str, str, int], list[Trace]] = {}
 def evaluate(
     quantized: DiffusionLM,
     reference: DiffusionLM,
-    task: str,
+    task: str | Benchmark,
     items: int = 500,
     seed: int = 0,
     batch_size: int | None = None,
     progress: Progress | None = None,
     stop: Stop | None = None,
+    keep: Keep | None = None,
+    bring: Callable[[DiffusionLM], None] | None = None,
 ) -> Record:
     """Run a task on both models and return what each answered.
 
     Args:
         quantized: what is under test.
         reference: the same model in full precision.
-        task: ``"general"``, ``"math"`` or ``"code"`` (or the lm-eval name).
-        items: how many, from the first; of 2,000.
+        task: ``"general"``, ``"math"`` or ``"code"`` (or the lm-eval name), or any benchmark.
+        items: how many, from the first; of 2,000 where the task is an embedded one.
         seed: which test items, and their masks.
         batch_size: canvases in one forward pass; by default a token budget. Answers do not depend on it.
         progress: called with (done, total, label) as each model advances.
         stop: given, items are run 50 at a time, and after each 50 this is called with their right and
             wrong answers, full precision's and the quantized model's; true ends the cell there.
+        keep: given, items are run 50 at a time, each 50 are put there, and what is there is not run again.
+        bring: called with a model before it runs, where not both fit the device at once.
 
     Returns:
         The record of the cell. SQNR and fidelity are measured on canvases of the same task's first
@@ -97,36 +89,45 @@ def evaluate(
         NonFiniteError: a model gave a NaN or an infinity; names the task and the item.
     """
     started = time.perf_counter()
-    spec = tasks.find(task)
-    test_items(spec.family, items, seed)  # too many items are an error now, not in the last chunk
+    benchmark = find_benchmark(task)
+    if not 1 <= items <= benchmark.size():
+        raise TaskError(
+            f"task {benchmark.family!r}: items must lie in 1..{benchmark.size()}, found {items}"
+        )
     recipe = dict(quantized.recipe or {})
     method, scheme = str(recipe.get("method", "none")), str(recipe.get("scheme", "W16A16"))
-    cell = f"{method}/{scheme}/{spec.family}"
+    cell = f"{method}/{scheme}/{benchmark.family}"
     told = partial(_labelled, progress)
+    answering = _Answering(benchmark, seed, batch_size, keep, bring or _stay)
+
+    def of_reference(start: int, end: int) -> Answers:
+        return answering.reference(reference, start, end, told(f"{cell}: full precision"))
+
+    def of_quantized(start: int, end: int) -> Answers:
+        return answering.part(quantized, start, end, told(f"{cell}: quantized"))
+
     expected, found = Answers(), Answers()
-    for start in range(0, items, CHUNK if stop else items):
-        end = min(items, start + CHUNK) if stop else items
-        key = (reference.fingerprint(), spec.name, start, end, seed, batch_size)
-        if key not in _references:
-            label = told(f"{cell}: full precision")
-            _references[key] = answers(reference, task, end, seed, batch_size, label, start)
-        label = told(f"{cell}: quantized")
-        part = answers(quantized, task, end, seed, batch_size, label, start)
-        expected, found = expected + _references[key], found + part
-        if stop is not None and stop(_references[key].correct, part.correct):
-            break
-    measured = measure(reference, quantized, canvases(reference, spec.family, seed))
+    if stop is None:
+        chunk = CHUNK if keep is not None else items
+        for start, end in _chunks(items, chunk):
+            expected += of_reference(start, end)
+        for start, end in _chunks(items, chunk):
+            found += of_quantized(start, end)
+    else:
+        for start, end in _chunks(items, CHUNK):
+            right, part = of_reference(start, end), of_quantized(start, end)
+            expected, found = expected + right, found + part
+            if stop(right.correct, part.correct):
+                break
     drafts = expected.traces, found.traces
     if not expected.traces:
-        key_of_drafts = (reference.fingerprint(), spec.family, seed)
-        if key_of_drafts not in _reference_drafts:
-            _reference_drafts[key_of_drafts] = draft(reference, spec.family, seed)
-        drafts = tuple(_reference_drafts[key_of_drafts]), tuple(draft(quantized, spec.family, seed))
+        drafts = answering.drafts(reference, True), answering.drafts(quantized, False)
+    measured = measure(reference, quantized, benchmark.canvases(reference, seed, ITEMS))
     return Record(
         model=reference.name,
         method=method,
         scheme=scheme,
-        task=spec.family,
+        task=benchmark.family,
         seed=seed,
         item_ids=expected.ids,
         reference_correct=expected.correct,
@@ -136,7 +137,7 @@ def evaluate(
         kinds=expected.kinds,
         recipe=recipe,
         recipe_hash=recipe_hash(recipe),
-        provenance=provenance(reference, seed),
+        provenance={**provenance(reference, seed), **benchmark.provenance},
         layer_sqnr=measured.layer_sqnr,
         local_sqnr=measured.local_sqnr,
         fidelity={
@@ -150,7 +151,7 @@ def evaluate(
 
 def answers(
     lm: DiffusionLM,
-    task: str,
+    task: str | Benchmark,
     items: int = 500,
     seed: int = 0,
     batch_size: int | None = None,
@@ -161,55 +162,93 @@ def answers(
 
     ``start`` leaves out so many of the first ``items``.
     """
-    spec = tasks.find(task)
-    with _quiet():
-        manager = TaskManager(
-            include_path=str(tasks.FOLDER),
-            include_defaults=False,
-            metadata={"items": items, "seed": seed, "start": start},
-        )
-        loaded = manager.load(spec.name)
-        metadata: Mapping[str, Any] = loaded["tasks"][spec.name].config.metadata
-        masks = _samples(spec.name, metadata, str(lm.config.model_type))
-        adapter = DiffusionAdapter(lm, masks, seed, batch_size=batch_size, progress=progress)
-        results = lm_eval_evaluate(adapter, loaded, bootstrap_iters=0, confirm_run_unsafe_code=True)
-    samples = sorted(results["samples"][spec.name], key=lambda sample: int(sample["doc_id"]))
-    return Answers(
-        ids=tuple(str(sample["doc"]["id"]) for sample in samples),
-        kinds=tuple(str(sample["doc"]["kind"]) for sample in samples),
-        correct=tuple(bool(sample[spec.metric]) for sample in samples),
-        texts=tuple(_answer(sample) for sample in samples),
-        traces=tuple(adapter.traces[str(sample["doc"]["id"])] for sample in samples)
-        if adapter.traces
-        else (),
-        scores=tuple(
-            float(sample["filtered_resps"][sample["doc"]["gold"]][0])
-            for sample in samples
-            if sample["doc"].get("choices") is not None
-        ),
-    )
+    return find_benchmark(task).answers(lm, start, items, seed, batch_size, progress)
 
 
-def _samples(task: str, metadata: Mapping[str, Any], architecture: str) -> int:
-    """Return the masks per scored target that a task asks for: one number, or one by architecture."""
-    given = metadata.get("samples", 1)
-    if not isinstance(given, Mapping):
-        return int(given)
-    if architecture not in given:
-        raise TaskError(
-            f"task {task}: metadata.samples has {', '.join(given)}, nothing for {architecture!r}:"
-            " add the masks per target for it"
-        )
-    return int(given[architecture])
+def find_benchmark(task: str | Benchmark) -> Benchmark:
+    """Return the benchmark of an embedded family by its name; a benchmark passes through."""
+    return EmbeddedBenchmark(task) if isinstance(task, str) else task
 
 
-def _answer(sample: Mapping[str, Any]) -> str:
-    """Return what the model answered: the chosen text (all of them in a tie), or what it generated."""
-    choices = sample["doc"].get("choices")
-    if choices is None:
-        return str(sample["resps"][0][0])
-    best = winners([value for value, _ in sample["filtered_resps"]])
-    return " | ".join(choices[index] for index in best)
+class _Answering:
+    """How the answers of one cell come about: remembered, kept, or run."""
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        seed: int,
+        batch_size: int | None,
+        keep: Keep | None,
+        bring: Callable[[DiffusionLM], None],
+    ) -> None:
+        self._benchmark, self._seed, self._batch_size = benchmark, seed, batch_size
+        self._keep, self._bring = keep, bring
+
+    def reference(
+        self, lm: DiffusionLM, start: int, end: int, told: Callable[[int, int], None] | None
+    ) -> Answers:
+        """Return full precision's answers, run once in this process."""
+        digest, fingerprint = self._benchmark.digest, lm.fingerprint()
+        key = (fingerprint, digest, start, end, self._seed, self._batch_size)
+        if key not in _references:
+            _references[key] = self.part(lm, start, end, told)
+        return _references[key]
+
+    def part(
+        self, lm: DiffusionLM, start: int, end: int, told: Callable[[int, int], None] | None
+    ) -> Answers:
+        """Return a model's answers to some items; run only if they were not kept."""
+        key = self._key(lm, start=start, end=end)
+        kept = None if self._keep is None else self._keep.get("answers", key)
+        if kept is not None:
+            return Answers.from_dict(kept)
+        self._bring(lm)
+        found = answers(lm, self._benchmark, end, self._seed, self._batch_size, told, start)
+        if self._keep is not None:
+            self._keep.put("answers", key, found.to_dict())
+        return found
+
+    def drafts(self, lm: DiffusionLM, is_reference: bool) -> tuple[Trace, ...]:
+        """Return a model's drafts; full precision's are made once in this process."""
+        known = (lm.fingerprint(), self._benchmark.digest, self._seed) if is_reference else None
+        if known in _reference_drafts:
+            return tuple(_reference_drafts[known])
+        key = self._key(lm, items=ITEMS)
+        kept = None if self._keep is None else self._keep.get("drafts", key)
+        if kept is None:
+            self._bring(lm)
+            made = tuple(self._benchmark.drafts(lm, self._seed, ITEMS))
+            if self._keep is not None:
+                self._keep.put("drafts", key, traces_to_lists(made))
+        else:
+            made = traces_from_lists(kept)
+        if known is not None:
+            _reference_drafts[known] = list(made)
+        return made
+
+    def _key(self, lm: DiffusionLM, **which: int) -> dict[str, Any]:
+        """Name what answers depend on, but for code and device; empty where nothing is kept."""
+        if self._keep is None:
+            return {}
+        return {
+            "model": lm.name,
+            "weights_sha256": lm.fingerprint(),
+            "recipe_sha256": recipe_hash(lm.recipe),
+            "task": self._benchmark.family,
+            "task_sha256": self._benchmark.digest,
+            "seed": self._seed,
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            **which,
+        }
+
+
+def _chunks(items: int, chunk: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, items, chunk):
+        yield start, min(items, start + chunk)
+
+
+def _stay(_lm: DiffusionLM) -> None:
+    """Leave a model where it is."""
 
 
 def _labelled(progress: Progress | None, label: str) -> Callable[[int, int], None] | None:
@@ -218,17 +257,3 @@ def _labelled(progress: Progress | None, label: str) -> Callable[[int, int], Non
 
 def _report(progress: Progress, label: str, done: int, total: int) -> None:
     progress(done, total, label)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval's notices and its progress bar (it has no switch) out of a test run's output."""
-    logger = logging.getLogger("lm_eval")
-    level, bar = logger.level, lm_eval.api.task.tqdm
-    logger.setLevel(logging.ERROR)
-    lm_eval.api.task.tqdm = lambda documents, **_: documents
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        lm_eval.api.task.tqdm = bar

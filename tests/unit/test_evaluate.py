@@ -17,6 +17,7 @@ import dllm_qbench as qb
 from dllm_qbench import tasks
 from dllm_qbench.diffusion.masking import Mask
 from dllm_qbench.errors import NonFiniteError, TaskError
+from dllm_qbench.evaluation import embedded_benchmark
 from dllm_qbench.evaluation import evaluate as module
 from dllm_qbench.evaluation.adapter import DiffusionAdapter
 from dllm_qbench.evaluation.evaluate import answers, evaluate
@@ -227,7 +228,7 @@ def share_right(
     monkeypatch: pytest.MonkeyPatch, lm: DiffusionLM, family: str, say: Any, items: int = 200
 ) -> float:
     monkeypatch.setattr(
-        module, "DiffusionAdapter", type("Said", (Oracle,), {"say": staticmethod(say)})
+        embedded_benchmark, "DiffusionAdapter", type("Said", (Oracle,), {"say": staticmethod(say)})
     )
     found = answers(lm, family, items)
     return sum(found.correct) / items
