@@ -74,6 +74,7 @@ def log_likelihoods(
         ValueError: also for an empty context, since token 0 of a canvas cannot be hidden.
     """
     weighted = []
+    drawn: dict[tuple[int, int], dict[Mask, float]] = {}  # choices of one item share theirs
     for index, (context, target, seed) in enumerate(requests):
         require_target(target, labels, index)
         if not len(context):
@@ -82,6 +83,8 @@ def log_likelihoods(
                 f"{name}: the context is empty; Dream cannot hide token 0 of a canvas, so start the"
                 " context with a real token, such as the begin-of-text one"
             )
-        masks = mask_weights(len(target), samples, seed)
-        weighted.append(Weighted(context, target, (lm.eos_id,), masks))
+        key = len(target), seed
+        if key not in drawn:
+            drawn[key] = mask_weights(len(target), samples, seed)
+        weighted.append(Weighted(context, target, (lm.eos_id,), drawn[key]))
     return weighted_sums(lm, weighted, batch_tokens, batch_size, labels, progress)

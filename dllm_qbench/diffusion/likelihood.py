@@ -81,13 +81,16 @@ def log_likelihoods(
         ValueError: an empty target, no samples, or a canvas longer than the model's positions.
     """
     weighted = []
+    drawn: dict[tuple[int, int], dict[Mask, float]] = {}  # choices of one item share theirs
     for index, (context, target, seed) in enumerate(requests):
         require_target(target, labels, index)
-        masks = {
-            mask: repeats / samples * len(target) / len(mask)
-            for mask, repeats in draw_masks(len(target), samples, seed).items()
-        }
-        weighted.append(Weighted(context, target, (), masks))
+        key = len(target), seed
+        if key not in drawn:
+            drawn[key] = {
+                mask: repeats / samples * len(target) / len(mask)
+                for mask, repeats in draw_masks(len(target), samples, seed).items()
+            }
+        weighted.append(Weighted(context, target, (), drawn[key]))
     return weighted_sums(lm, weighted, batch_tokens, batch_size, labels, progress)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from fractions import Fraction
 
 from dllm_qbench.seeding import derive
 
@@ -21,8 +20,9 @@ def mask_counts(length: int, samples: int, offset: float) -> list[int]:
     >>> mask_counts(3, 6, 0.5)
     [1, 1, 2, 2, 3, 3]
     """
-    exact = Fraction(offset)  # in floats, i + 0.999... may round up into the next stratum
-    return [1 + int(length * (i + exact) / samples) for i in range(samples)]
+    # Exact, in whole numbers: in floats, i + 0.999... may round up into the next stratum.
+    above, below = offset.as_integer_ratio()
+    return [1 + length * (i * below + above) // (samples * below) for i in range(samples)]
 
 
 def draw_masks(length: int, samples: int, seed: int) -> Counter[Mask]:
