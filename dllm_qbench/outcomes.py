@@ -7,15 +7,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.jsonfiles import parse_json
 from dllm_qbench.records import Record
 
 if TYPE_CHECKING:
+    from dllm_qbench.verdict.bands import Band
     from dllm_qbench.verdict.judge import Verdict
     from dllm_qbench.verdict.matrix import CellTests
+
+MEASURED: Final = "measured"
+"""Status of a cell that there is nothing to judge by."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,43 @@ class Outcome:
             error=f"{type(error).__name__}: {error}",
         )
 
+    @classmethod
+    def of_measurement(
+        cls, record: Record, text: str, status: str = MEASURED, band: Band | None = None
+    ) -> Outcome:
+        """A cell that has no baseline of its own: only told, or held against a band from elsewhere."""
+        from dllm_qbench.verdict.judge import FAILING
+        from dllm_qbench.verdict.statistics import Pairs, drop_interval, relative_drop
+
+        pairs = Pairs.count(record.reference_correct, record.quantized_correct)
+        drop = relative_drop(pairs) if pairs.before else None
+        interval = list(drop_interval(pairs)) if pairs.before else None
+        return cls(
+            cell=record.cell,
+            model=record.model,
+            status=status,
+            items=record.items,
+            band="" if band is None else str(band),
+            fails=status in FAILING,
+            record=record.to_dict(),
+            verdict={"drop": drop, "interval": interval, "text": text},
+        )
+
+    @property
+    def message(self) -> str:
+        """Why the cell fails, or what is said of it."""
+        if self.error is not None:
+            return f"{self.cell} on {self.model}: {self.status}\n{self.error}"
+        said = self.verdict or {}
+        text = said.get("message") or said.get("text") or ""
+        return f"{self.cell} on {self.model}: {self.status}\n{text}"
+
     @property
     def tests(self) -> CellTests | None:
-        """The cell's part of the run's tests; ``None`` where nothing was judged."""
+        """The cell's part of the run's tests; ``None`` where nothing was judged by a baseline."""
         from dllm_qbench.verdict.matrix import CellTests
 
-        if self.verdict is None:
+        if self.verdict is None or "p_values" not in self.verdict:
             return None
         fields_of = ("p_values", "lost", "gained", "common", "margin")
         return CellTests(self.model, self.cell, *(self.verdict[name] for name in fields_of))

@@ -16,7 +16,9 @@ import pytest
 
 from dllm_qbench import terminal
 from dllm_qbench.errors import QBenchError
-from dllm_qbench.pytest_session import PROPERTY, Run
+from dllm_qbench.pytest_full import FullTier, pick_device
+from dllm_qbench.pytest_options import add_options
+from dllm_qbench.pytest_session import CELL_FIXTURES, PROPERTY, Run
 
 if TYPE_CHECKING:
     from dllm_qbench.models.lm import DiffusionLM
@@ -33,51 +35,28 @@ MARKERS: Final = {
 }
 Quantizer = Callable[..., "DiffusionLM"]
 Cell = Callable[["DiffusionLM", str], "Verdict"]
+Job = Callable[[str, str, str], "Outcome"]
 
 
 _RUN: Final = pytest.StashKey[Run]()
+_FULL: Final = pytest.StashKey[FullTier]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The group ``qbench``; all but the update flags have a twin in the configuration file."""
-    group = parser.getgroup("qbench", "quantization fidelity (dllm-qbench)")
-
-    def option(name: str, text: str, default: str | None, metavar: str) -> None:
-        shown = f" (default: {default})" if default else ""
-        group.addoption(f"--qbench-{name}", metavar=metavar, help=text + shown)
-        parser.addini(f"qbench_{name}", text, default=default or "")
-
-    text = "shipped models or checkpoint folders, separated by commas; each cell runs on each"
-    option("model", text, "llada-embedded,dream-embedded", "NAMES")
-    option("items", "items a cell", "500", "N")
-    option("device", "where the models run, as torch names it: cpu, cuda, cuda:1", "cpu", "DEVICE")
-    option("baselines", "folder of the baselines, from the root folder", "baselines", "DIR")
-    option("records", "write every cell's record and verdict to this JSON Lines file", None, "PATH")
-    text = "fail on any verdict but 'equivalent' (changed, inconclusive)"
-    group.addoption("--qbench-strict", action="store_true", help=text)
-    parser.addini("qbench_strict", text, type="bool", default=False)
-    text = "stop a cell as soon as its verdict is settled, at the same error rates"
-    group.addoption("--qbench-sequential", action="store_true", help=text)
-    parser.addini("qbench_sequential", text, type="bool", default=False)
-    group.addoption(
-        "--qbench-update",
-        action="store_true",
-        help="write the baselines of the cells that run, and fail so that the change is reviewed; "
-        "refused under CI=true",
-    )
-    group.addoption(
-        "--qbench-update-pass",
-        action="store_true",
-        help="write the baselines of the cells that run, and pass",
-    )
+    """The group ``qbench``."""
+    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers and check the options before anything is collected."""
     for name, text in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {text}")
-    config.stash[_RUN] = Run(config)
-    config.pluginmanager.register(config.stash[_RUN], "qbench-run")
+    config.stash[_RUN] = run = Run(config)
+    config.stash[_FULL] = FullTier(run)
+    if run.on_worker:
+        pick_device(config, run.settings)
+    config.pluginmanager.register(run, "qbench-run")
+    config.pluginmanager.register(config.stash[_FULL], "qbench-full-tier")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -91,10 +70,32 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that uses a model once for each model of ``--qbench-model``."""
-    if "qbench_model" in metafunc.fixturenames:
-        models = metafunc.config.stash[_RUN].settings.models
-        names = [PurePath(model).name or model for model in models]
-        metafunc.parametrize("qbench_model", models, ids=names, indirect=True, scope="session")
+    settings = metafunc.config.stash[_RUN].settings
+    for fixture, models in (
+        ("qbench_model", settings.models),
+        ("qbench_full_model", settings.full_models),
+    ):
+        if fixture in metafunc.fixturenames:
+            names = [PurePath(model).name or model for model in models]
+            metafunc.parametrize(fixture, models, ids=names, indirect=True, scope="session")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the full tier where ``-m`` does not ask for it, and the other shards' cells."""
+    settings = config.stash[_RUN].settings
+    asked = "full" in str(config.getoption("markexpr")) or any("::" in a for a in config.args)
+    left_out = [] if asked else [item for item in items if item.get_closest_marker("full")]
+    if settings.shard:
+        from dllm_qbench.engine.merge import shard_of
+
+        cells = [item for item in items if CELL_FIXTURES & {*getattr(item, "fixturenames", ())}]
+        ours = {*shard_of([item.nodeid for item in cells], *settings.shard)}
+        left_out += [item for item in cells if item.nodeid not in ours and item not in left_out]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = {*map(id, left_out)}
+        items[:] = [item for item in items if id(item) not in gone]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -106,7 +107,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from dllm_qbench.pytest_scheduling import ByQuantizedModel
 
-    models = [PurePath(model).name for model in config.stash[_RUN].settings.models]
+    settings = config.stash[_RUN].settings
+    models = [PurePath(model).name for model in (*settings.models, *settings.full_models)]
     return ByQuantizedModel(config, log, models)
 
 
@@ -131,6 +133,12 @@ def qbench_model(request: pytest.FixtureRequest, qbench_run: Run) -> Iterator[st
     model = str(request.param)
     yield model
     qbench_run.release(model)
+
+
+@pytest.fixture(scope="session")
+def qbench_full_model(request: pytest.FixtureRequest) -> str:
+    """Name or folder of the full tier's model: each of the paper's, or of ``--qbench-model``."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -201,3 +209,31 @@ def qbench_cell(request: pytest.FixtureRequest, qbench_run: Run, qbench_model: s
         return judged.verdict
 
     return cell
+
+
+@pytest.fixture
+def qbench_job(request: pytest.FixtureRequest, qbench_full_model: str) -> Job:
+    """``qbench_job(method, scheme, task)`` measures and judges one cell of the full tier.
+
+    What was measured before is taken from the store. The test fails with the verdict's message, or with
+    the reason why there is none: missing weights or data, too little memory.
+    """
+
+    def publish(outcome: Outcome) -> None:
+        request.node.user_properties.append((PROPERTY, outcome.to_json()))
+        request.config.stash[_RUN].collect(request.node.nodeid, outcome)
+
+    def job(method: str, scheme: str, task: str) -> Outcome:
+        progress = terminal.ProgressLine(request.config)
+        try:
+            outcome, wrong = request.config.stash[_FULL].run(
+                qbench_full_model, method, scheme, task, progress
+            )
+        finally:
+            progress.close()
+        publish(outcome)
+        if wrong:
+            pytest.fail(wrong, pytrace=False)
+        return outcome
+
+    return job

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
+
+from dllm_qbench.pytest_options import Settings
 
 if TYPE_CHECKING:
     from dllm_qbench.engine.cells import CellRunner
@@ -19,59 +20,10 @@ if TYPE_CHECKING:
     from dllm_qbench.verdict.matrix import MatrixFinding
     from dllm_qbench.verdict.sequential import Watch
 
+CELL_FIXTURES: Final = frozenset({"qbench_cell", "qbench_job"})
+"""A test that uses one of them makes a cell."""
 PROPERTY: Final = "qbench"
 """Name of the user property that carries an outcome."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of one run; command line before configuration file."""
-
-    models: tuple[str, ...]
-    device: str
-    items: int
-    baselines: Path
-    records: Path | None
-    strict: bool
-    sequential: bool
-    update: bool
-    update_pass: bool
-
-    @classmethod
-    def of(cls, config: pytest.Config) -> Settings:
-        """Read and check the options; ``pytest.UsageError`` on a bad one."""
-        items = _option(config, "items")
-        if not str(items).isdecimal() or int(items) < 1:
-            raise pytest.UsageError(f"--qbench-items is {items!r}, expected a count of at least 1")
-        records = _option(config, "records")
-        given = str(_option(config, "model")).split(",")
-        models = tuple(dict.fromkeys(name.strip() for name in given if name.strip()))
-        if not models:
-            raise pytest.UsageError("--qbench-model is empty, expected one or more models")
-        update_pass = bool(config.getoption("qbench_update_pass"))
-        settings = cls(
-            models=models,
-            device=str(_option(config, "device")),
-            items=int(items),
-            baselines=config.rootpath / str(_option(config, "baselines")),
-            records=config.invocation_params.dir / str(records) if records else None,
-            strict=_flag(config, "strict"),
-            sequential=_flag(config, "sequential"),
-            update=bool(config.getoption("qbench_update")) or update_pass,
-            update_pass=update_pass,
-        )
-        if settings.sequential and settings.update:
-            raise pytest.UsageError(
-                "--qbench-sequential stops cells early; a baseline needs all items: drop one of the two"
-            )
-        if settings.records and settings.records.is_dir():
-            raise pytest.UsageError(f"--qbench-records: {settings.records} is a folder")
-        if settings.update and not update_pass and _in_ci():
-            raise pytest.UsageError(
-                "--qbench-update is refused under CI=true, where nobody reviews what it writes; "
-                "--qbench-update-pass insists"
-            )
-        return settings
 
 
 @dataclass(frozen=True)
@@ -198,7 +150,7 @@ class Run:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Count the cells of the run: each test of one makes one, as a rule."""
         names = [getattr(item, "fixturenames", ()) for item in session.items]
-        self.cells_collected = sum("qbench_cell" in fixtures for fixtures in names)
+        self.cells_collected = sum(bool(CELL_FIXTURES & {*fixtures}) for fixtures in names)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -207,7 +159,7 @@ class Run:
             return
         from dllm_qbench.verdict.matrix import judge_matrix
 
-        cells = [outcome.tests for outcome in self.outcomes.values() if outcome.verdict]
+        cells = [outcome.tests for outcome in self.outcomes.values()]
         unique = {(cell.model, cell.cell): cell for cell in cells if cell is not None}
         # Sorted: xdist's workers finish in any order.
         self.matrix = judge_matrix([unique[key] for key in sorted(unique)])
@@ -224,8 +176,15 @@ class Run:
                     self.collect(report.nodeid, Outcome.from_json(str(value)))
 
     def failures(self) -> list[str]:
-        """Lines below the table that are never left out: what fails the run as a whole."""
-        return [f"whole run: {finding.text}" for finding in self.matrix]
+        """Lines below the table that are never left out: what fails the run as a whole, and, once
+        each, why cells could not be measured.
+        """
+        errors = [outcome.error for outcome in self.outcomes.values() if outcome.error]
+        infra = [
+            f"{errors.count(error)} cell(s) not measured: {error}"
+            for error in dict.fromkeys(errors)
+        ]
+        return [*(f"whole run: {finding.text}" for finding in self.matrix), *infra]
 
     def notes(self) -> list[str]:
         """Lines below the table: what was written."""
@@ -236,16 +195,3 @@ class Run:
         if self.settings.records and self.outcomes:
             notes.append(f"records: {self.settings.records}")
         return notes
-
-
-def _option(config: pytest.Config, name: str) -> Any:
-    given = config.getoption(f"qbench_{name}")
-    return config.getini(f"qbench_{name}") if given is None else given
-
-
-def _flag(config: pytest.Config, name: str) -> bool:
-    return bool(config.getoption(f"qbench_{name}") or config.getini(f"qbench_{name}"))
-
-
-def _in_ci() -> bool:
-    return os.environ.get("CI", "").strip().lower() in {"1", "true", "yes"}

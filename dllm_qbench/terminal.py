@@ -21,8 +21,21 @@ FIRST_AFTER_S: Final = 2.0
 EVERY_TTY_S: Final = 0.5
 EVERY_LOG_S: Final = 30.0
 
-_ORDER: Final = ("infra", "degraded", "improved", "inconclusive", "changed", "equivalent")
-_COLORS: Final = {"equivalent": "green", "changed": "yellow", "inconclusive": "yellow"}
+_ORDER: Final = (
+    "infra",
+    "degraded",
+    "improved",
+    "inconclusive",
+    "changed",
+    "measured",
+    "equivalent",
+)
+_COLORS: Final = {
+    "equivalent": "green",
+    "measured": None,
+    "changed": "yellow",
+    "inconclusive": "yellow",
+}
 _TITLES: Final = (
     ("", "full", "", "drop in % of full", "", ""),
     ("cell", "precision", "quantized", "precision", "band", "verdict"),

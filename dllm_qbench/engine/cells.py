@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from dllm_qbench.errors import QBenchError
-from dllm_qbench.evaluation.evaluate import Progress, Stop, evaluate
+from dllm_qbench.evaluation.benchmark import Benchmark
+from dllm_qbench.evaluation.evaluate import Keep, Progress, Stop, evaluate
 from dllm_qbench.evaluation.probe import canvases
 from dllm_qbench.evaluation.provenance import provenance
 from dllm_qbench.evaluation.symptoms import symptom
@@ -80,17 +82,21 @@ class CellRunner:
         """
         if quantized not in self._audited:
             method = str((quantized.recipe or {}).get("method"))
-            skip = () if method in METHODS else EXPENSIVE
-            found = audit(
-                quantized,
-                self.lm,
-                self._calibration_of(quantized),
-                skip=skip,
-                shared=self._at_16_bits,
+            self._audited[quantized] = self._audit(
+                quantized, () if method in METHODS else EXPENSIVE
             )
-            ran = tuple(name for name in AUDITS if name not in skip)
-            self._audited[quantized] = AuditReport(ran, tuple(map(str, found)))
         return self._audited[quantized]
+
+    def _audit(self, quantized: DiffusionLM, skip: Collection[str]) -> AuditReport:
+        found = audit(
+            quantized,
+            self.lm,
+            self._calibration_of(quantized),
+            skip=skip,
+            shared=self._at_16_bits,
+        )
+        ran = tuple(name for name in AUDITS if name not in skip)
+        return AuditReport(ran, tuple(map(str, found)))
 
     def _calibration_of(self, quantized: DiffusionLM) -> Calibration | None:
         """The runner's calibration if the model was quantized with it; ``None`` where it was not."""
@@ -106,9 +112,11 @@ class CellRunner:
     def measure(
         self,
         quantized: DiffusionLM,
-        task: str,
+        task: str | Benchmark,
         progress: Progress | None = None,
         stop: Stop | None = None,
+        keep: Keep | None = None,
+        bring: Callable[[DiffusionLM], None] | None = None,
     ) -> Record:
         """Audit the model, then evaluate one cell beside full precision; ``stop`` may end it early."""
         report = self.audited(quantized)
@@ -121,6 +129,8 @@ class CellRunner:
                 seed=ITEMS_SEED,
                 progress=progress,
                 stop=stop,
+                keep=keep,
+                bring=bring,
             )
         except QBenchError as error:
             if not report.findings:

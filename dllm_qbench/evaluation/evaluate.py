@@ -40,12 +40,8 @@ CHUNK = 50
 class Keep(Protocol):
     """Where answers are kept from one run to the next: JSON values by kind and key."""
 
-    def get(self, kind: str, key: Mapping[str, Any]) -> Any | None:
-        """Return the value that was put under this key, or ``None``."""
-        ...
-
-    def put(self, kind: str, key: Mapping[str, Any], value: Any) -> None:
-        """Keep a value."""
+    def compute(self, kind: str, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        """Return the value that is kept under this key; made and put there where there is none."""
         ...
 
 
@@ -77,7 +73,7 @@ def evaluate(
         progress: called with (done, total, label) as each model advances.
         stop: given, items are run 50 at a time, and after each 50 this is called with their right and
             wrong answers, full precision's and the quantized model's; true ends the cell there.
-        keep: given, items are run 50 at a time, each 50 are put there, and what is there is not run again.
+        keep: given, items are run 50 at a time, and what is kept there is not run again.
         bring: called with a model before it runs, where not both fit the device at once.
 
     Returns:
@@ -198,38 +194,38 @@ class _Answering:
         self, lm: DiffusionLM, start: int, end: int, told: Callable[[int, int], None] | None
     ) -> Answers:
         """Return a model's answers to some items; run only if they were not kept."""
+
+        def run() -> Answers:
+            self._bring(lm)
+            return answers(lm, self._benchmark, end, self._seed, self._batch_size, told, start)
+
+        if self._keep is None:
+            return run()
         key = self._key(lm, start=start, end=end)
-        kept = None if self._keep is None else self._keep.get("answers", key)
-        if kept is not None:
-            return Answers.from_dict(kept)
-        self._bring(lm)
-        found = answers(lm, self._benchmark, end, self._seed, self._batch_size, told, start)
-        if self._keep is not None:
-            self._keep.put("answers", key, found.to_dict())
-        return found
+        return Answers.from_dict(self._keep.compute("answers", key, lambda: run().to_dict()))
 
     def drafts(self, lm: DiffusionLM, is_reference: bool) -> tuple[Trace, ...]:
         """Return a model's drafts; full precision's are made once in this process."""
         known = (lm.fingerprint(), self._benchmark.digest, self._seed) if is_reference else None
         if known in _reference_drafts:
             return tuple(_reference_drafts[known])
-        key = self._key(lm, items=ITEMS)
-        kept = None if self._keep is None else self._keep.get("drafts", key)
-        if kept is None:
+
+        def run() -> Sequence[Trace]:
             self._bring(lm)
-            made = tuple(self._benchmark.drafts(lm, self._seed, ITEMS))
-            if self._keep is not None:
-                self._keep.put("drafts", key, traces_to_lists(made))
+            return self._benchmark.drafts(lm, self._seed, ITEMS)
+
+        if self._keep is None:
+            made = tuple(run())
         else:
-            made = traces_from_lists(kept)
+            key = self._key(lm, items=ITEMS)
+            lists = self._keep.compute("drafts", key, lambda: traces_to_lists(run()))
+            made = traces_from_lists(lists)
         if known is not None:
             _reference_drafts[known] = list(made)
         return made
 
     def _key(self, lm: DiffusionLM, **which: int) -> dict[str, Any]:
-        """Name what answers depend on, but for code and device; empty where nothing is kept."""
-        if self._keep is None:
-            return {}
+        """Name what answers depend on, but for code and device, which are the keeper's to add."""
         return {
             "model": lm.name,
             "weights_sha256": lm.fingerprint(),

@@ -1,0 +1,244 @@
+"""The options of a pytest run: what there is, and what one run was given. No torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from dllm_qbench.engine.jobs import DTYPES, Setup
+from dllm_qbench.errors import QBenchError
+
+ENGINES: Final = ("local", "ray")
+STORE: Final = ".qbench/store"
+"""Where the full tier keeps what it measured, from the root folder, if nothing else is said."""
+
+FULL_MODELS: Final = ("llada-8b-base", "llada-8b-instruct", "dream-7b-base")
+
+# name, help, default, metavar; each has a twin in the configuration file.
+_VALUES: Final = (
+    (
+        "model",
+        "models, separated by commas; each cell runs on each: shipped ones, checkpoint folders,"
+        " or, in the full tier, names such as llada-1.5 (qbench doctor lists them)",
+        "llada-embedded,dream-embedded",
+        "NAMES",
+    ),
+    ("items", "items a cell of the quick tier", "500", "N"),
+    ("device", "where the models run, as torch names it: cpu, cuda, cuda:1", "cpu", "DEVICE"),
+    ("baselines", "folder of the baselines, from the root folder", "baselines", "DIR"),
+    ("records", "write every cell's record and verdict to this JSON Lines file", None, "PATH"),
+    ("limit", "full tier: at most so many items a task, from the first", None, "N"),
+    ("models-dir", "full tier: folder with checkpoints, instead of the hub's cache", None, "DIR"),
+    ("data-dir", "full tier: folder with the tasks' data, instead of the cache", None, "DIR"),
+    ("dtype", "full tier: data type of full precision", "bfloat16", "TYPE"),
+    ("store", "full tier: keep answers and records here, and go on from there", STORE, "DIR"),
+    ("shard", "run the i-th of N parts of the cells; qbench merge joins the records", None, "i/N"),
+    ("engine", "full tier: where cells run, local or ray", "local", "ENGINE"),
+    (
+        "ray-address",
+        "address of a running Ray cluster; without, a cluster of this machine",
+        None,
+        "A",
+    ),
+    ("gpus-per-cell", "GPUs that Ray sets aside for a quantized model", "1", "N"),
+    (
+        "audits",
+        "full tier: all audits, or the cheap ones, which do not quantize again",
+        "cheap",
+        "W",
+    ),
+)
+_FLAGS: Final = (
+    ("strict", "fail on any verdict but 'equivalent' (changed, inconclusive)"),
+    ("sequential", "stop a cell as soon as its verdict is settled, at the same error rates"),
+    ("run-programs", "full tier: let HumanEval and MBPP run generated programs, in a sandbox"),
+    ("brief", "full tier: few Monte Carlo samples and denoising steps: the path, not the figures"),
+)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare the group ``qbench``; all but the update flags have a twin in the configuration file."""
+    group = parser.getgroup("qbench", "quantization fidelity (dllm-qbench)")
+    for name, text, default, metavar in _VALUES:
+        shown = f" (default: {default})" if default else ""
+        group.addoption(f"--qbench-{name}", metavar=metavar, help=text + shown)
+        parser.addini(f"qbench_{_plain(name)}", text, default=default or "")
+    for name, text in _FLAGS:
+        group.addoption(f"--qbench-{name}", action="store_true", help=text)
+        parser.addini(f"qbench_{_plain(name)}", text, type="bool", default=False)
+    group.addoption(
+        "--qbench-update",
+        action="store_true",
+        help="write the baselines of the cells that run, and fail so that the change is reviewed; "
+        "refused under CI=true",
+    )
+    group.addoption(
+        "--qbench-update-pass",
+        action="store_true",
+        help="write the baselines of the cells that run, and pass",
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of one run; command line before configuration file.
+
+    Attributes:
+        models: of the quick tier; ``full_models``: of the full tier.
+        setup: how the full tier's cells are measured; ``store``: where what it measured is kept.
+        shard: (i, N), or ``None`` for all cells.
+    """
+
+    models: tuple[str, ...]
+    full_models: tuple[str, ...]
+    device: str
+    items: int
+    baselines: Path
+    records: Path | None
+    strict: bool
+    sequential: bool
+    update: bool
+    update_pass: bool
+    setup: Setup
+    store: Path
+    shard: tuple[int, int] | None
+    engine: str
+    ray_address: str | None
+    gpus_per_cell: float
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> Settings:
+        """Read and check the options; ``pytest.UsageError`` on a bad one."""
+        records = _option(config, "records")
+        models = _names(_option(config, "model"))
+        given = config.getoption("qbench_model") is not None
+        update_pass = bool(config.getoption("qbench_update_pass"))
+        settings = cls(
+            models=models,
+            full_models=models if given else FULL_MODELS,
+            device=str(_option(config, "device")),
+            items=_count(config, "items"),
+            baselines=config.rootpath / str(_option(config, "baselines")),
+            records=config.invocation_params.dir / str(records) if records else None,
+            strict=_flag(config, "strict"),
+            sequential=_flag(config, "sequential"),
+            update=bool(config.getoption("qbench_update")) or update_pass,
+            update_pass=update_pass,
+            setup=_setup(config),
+            store=config.rootpath / str(_option(config, "store")),
+            shard=_shard(_option(config, "shard")),
+            engine=_one_of(config, "engine", ENGINES),
+            ray_address=_option(config, "ray-address") or None,
+            gpus_per_cell=_number(config, "gpus-per-cell"),
+        )
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        if self.sequential and self.update:
+            raise pytest.UsageError(
+                "--qbench-sequential stops cells early; a baseline needs all items: drop one of the two"
+            )
+        if self.records and self.records.is_dir():
+            raise pytest.UsageError(f"--qbench-records: {self.records} is a folder")
+        if self.update and not self.update_pass and _in_ci():
+            raise pytest.UsageError(
+                "--qbench-update is refused under CI=true, where nobody reviews what it writes; "
+                "--qbench-update-pass insists"
+            )
+        if self.update and self.setup.profile == "brief":
+            raise pytest.UsageError(
+                "--qbench-brief measures other tasks than the published ones; a baseline of them would"
+                " mislead: drop one of the two"
+            )
+        if self.store.exists() and not self.store.is_dir():
+            raise pytest.UsageError(f"--qbench-store: {self.store} is not a folder")
+
+
+def _setup(config: pytest.Config) -> Setup:
+    folders = {}
+    for name in ("models-dir", "data-dir"):
+        given = _option(config, name)
+        folder = config.invocation_params.dir / str(given) if given else None
+        if folder is not None and not folder.is_dir():
+            raise pytest.UsageError(f"--qbench-{name}: {folder} is no folder")
+        folders[_plain(name)] = None if folder is None else str(folder.resolve())
+    dtype = _one_of(config, "dtype", DTYPES)
+    audits: Any = _one_of(config, "audits", ("all", "cheap"))
+    try:
+        return Setup(
+            device=str(_option(config, "device")),
+            dtype=dtype,
+            items=_count(config, "limit") if _option(config, "limit") else None,
+            profile="brief" if _flag(config, "brief") else "paper",
+            run_programs=_flag(config, "run-programs"),
+            audits=audits,
+            **folders,
+        )
+    except QBenchError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in str(given).split(",") if name.strip()))
+    if not names:
+        raise pytest.UsageError("--qbench-model is empty, expected one or more models")
+    return names
+
+
+def _shard(given: Any) -> tuple[int, int] | None:
+    if not given:
+        return None
+    from dllm_qbench.engine.merge import parse_shard
+
+    try:
+        return parse_shard(str(given))
+    except (QBenchError, ValueError) as error:
+        raise pytest.UsageError(f"--qbench-shard: {error}") from error
+
+
+def _count(config: pytest.Config, name: str) -> int:
+    given = _option(config, name)
+    if not str(given).isdecimal() or int(given) < 1:
+        raise pytest.UsageError(f"--qbench-{name} is {given!r}, expected a count of at least 1")
+    return int(given)
+
+
+def _number(config: pytest.Config, name: str) -> float:
+    given = _option(config, name)
+    try:
+        value = float(given)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise pytest.UsageError(f"--qbench-{name} is {given!r}, expected a number from 0 on")
+    return value
+
+
+def _one_of(config: pytest.Config, name: str, known: tuple[str, ...]) -> str:
+    given = str(_option(config, name))
+    if given not in known:
+        raise pytest.UsageError(f"--qbench-{name} is {given!r}, expected one of {', '.join(known)}")
+    return given
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _option(config: pytest.Config, name: str) -> Any:
+    given = config.getoption(f"qbench_{_plain(name)}")
+    return config.getini(f"qbench_{_plain(name)}") if given is None else given
+
+
+def _flag(config: pytest.Config, name: str) -> bool:
+    plain = f"qbench_{_plain(name)}"
+    return bool(config.getoption(plain) or config.getini(plain))
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI", "").strip().lower() in {"1", "true", "yes"}
