@@ -58,6 +58,7 @@ class DreamConfig(Qwen2Config):  # type: ignore[misc, no-untyped-call, unused-ig
     model_type = "Dream"
     is_causal: bool = False
     mask_token_id: int | None = None
+    synthetic: str | None = None  # how random weights were drawn; a trained checkpoint has none
 
     @classmethod
     def from_official(cls, raw: Mapping[str, Any], where: str = "config.json") -> DreamConfig:
@@ -113,6 +114,7 @@ class DreamConfig(Qwen2Config):  # type: ignore[misc, no-untyped-call, unused-ig
             use_cache=False,
         )
         config.mask_token_id = mask_id
+        config.synthetic = raw.get("synthetic")
         config.is_causal = False
         return config
 
@@ -125,6 +127,8 @@ class DreamConfig(Qwen2Config):  # type: ignore[misc, no-untyped-call, unused-ig
             "rope_theta": (self.rope_parameters or {})["rope_theta"],
             **_FIXED,
         }
+        if self.synthetic:
+            values["synthetic"] = self.synthetic
         return values | {field: getattr(self, field) for field in (*_SIZES, *_OTHERS)}
 
 

@@ -72,6 +72,7 @@ class LladaConfig(LlamaConfig):  # type: ignore[misc, no-untyped-call, unused-ig
     model_type = "llada"
     is_causal: bool = False
     mask_token_id: int | None = None
+    synthetic: str | None = None  # how random weights were drawn; a trained checkpoint has none
 
     @classmethod
     def from_official(cls, raw: Mapping[str, Any], where: str = "config.json") -> LladaConfig:
@@ -135,6 +136,7 @@ class LladaConfig(LlamaConfig):  # type: ignore[misc, no-untyped-call, unused-ig
             use_cache=False,
         )
         config.mask_token_id = mask_id
+        config.synthetic = raw.get("synthetic")
         config.is_causal = False
         return config
 
@@ -152,6 +154,8 @@ class LladaConfig(LlamaConfig):  # type: ignore[misc, no-untyped-call, unused-ig
                 values[official] = getattr(self, ours, None)
         values["rope_theta"] = (self.rope_parameters or {})["rope_theta"]
         values["rope_full_precision"] = True
+        if self.synthetic:
+            values["synthetic"] = self.synthetic
         return values
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
 _CPU_TOKENS, _OTHER_TOKENS = 1024, 4096
+_PIECE = (
+    2**22
+)  # weights looked at together; an embedding of 8B holds 5 * 10^8, and a check copies them
 
 
 def tokens_at_once(device: torch.device) -> int:
@@ -210,9 +213,8 @@ class DiffusionLM:
             digest = hashlib.sha256()
             for name, tensor in sorted(self.model.state_dict().items()):
                 digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-                digest.update(
-                    tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                )
+                for piece_N in tensor.detach().reshape(-1).split(_PIECE):
+                    digest.update(piece_N.cpu().view(torch.uint8).numpy())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -227,8 +229,9 @@ class DiffusionLM:
         infinity.
         """
         for name, tensor in self.model.named_parameters():
-            if not torch.isfinite(tensor).all():
-                bad = int((~torch.isfinite(tensor)).sum())
+            pieces = tensor.detach().reshape(-1).split(_PIECE)
+            bad = sum(int((~torch.isfinite(piece_N)).sum()) for piece_N in pieces)
+            if bad:
                 raise NonFiniteError(
                     f"{where}: {name} holds {bad} non-finite value(s) of {tensor.numel()}"
                 )

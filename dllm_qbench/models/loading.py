@@ -1,8 +1,11 @@
 """Load official-format checkpoints: config.json, safetensors (one file or sharded), tokenizer
 files.
 
-Notable: nothing is unpickled and no remote code runs; names, shapes and counts are checked against
-the config before a weight is copied, and every error names file and tensor.
+Notable:
+- nothing is unpickled and no remote code runs; every error names file and tensor;
+- names, shapes, dtypes and counts are checked against the config before a weight is copied;
+- weights are streamed: one tensor at a time is mapped, converted, put on the device and unmapped, so
+  that loading takes the model and one tensor more, and a model never depends on its files afterwards.
 """
 
 from __future__ import annotations
@@ -16,18 +19,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dllm_qbench.errors import CheckpointError, QBenchError
-from dllm_qbench.models import dream, llada
+from dllm_qbench.models import dream, illada, llada
+from dllm_qbench.models.hub import EMBEDDED, INDEX, SINGLE, find_model, locate, read_json
 from dllm_qbench.models.lm import DiffusionLM
-
-_FOLDER = Path(__file__).parent / "embedded"
-EMBEDDED = {"llada-embedded": _FOLDER / "llada", "dream-embedded": _FOLDER / "dream"}
+from dllm_qbench.models.tokenizer_files import load_tokenizer
 
 
 @dataclass(frozen=True)
-class _Architecture:
+class Architecture:
     """What loading needs to know of a ``model_type``.
 
     Attributes:
@@ -44,15 +46,22 @@ class _Architecture:
     head: str
 
 
-_ARCHITECTURES = {
-    "llada": _Architecture(
+ARCHITECTURES = {
+    "llada": Architecture(
         llada.LladaConfig.from_official,
         llada.LladaForMaskedDiffusion,
         llada.official_names,
         llada.EMBEDDING,
         llada.HEAD,
     ),
-    "Dream": _Architecture(
+    "illada": Architecture(
+        illada.IlladaConfig.from_official,
+        illada.IlladaForMaskedDiffusion,
+        illada.official_names,
+        illada.EMBEDDING,
+        illada.HEAD,
+    ),
+    "Dream": Architecture(
         dream.DreamConfig.from_official,
         dream.DreamForMaskedDiffusion,
         dream.official_names,
@@ -60,42 +69,37 @@ _ARCHITECTURES = {
         dream.HEAD,
     ),
 }
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# safetensors' names of what may be a full-precision weight.
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def load(
     name_or_folder: str | Path,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    models_dir: Path | None = None,
 ) -> DiffusionLM:
-    """Load a model by the name of an embedded one or from a checkpoint folder.
+    """Load a model by name or from a checkpoint folder.
 
     Args:
-        name_or_folder: ``"llada-embedded"``, ``"dream-embedded"``, or a folder in the official format.
-        dtype: the weights are converted to it.
+        name_or_folder: ``"llada-embedded"``, ``"dream-embedded"``, the name or hub id of a released model
+            whose weights are on this machine, or a folder in the official format.
+        dtype: the weights are converted to it, one at a time.
         device: where the model goes.
+        models_dir: where released models are looked for first; see
+            :func:`dllm_qbench.models.hub.locate`.
 
     Raises:
+        MissingWeights: a released model that is not on this machine; says how to download it.
         CheckpointError: missing, truncated, inconsistent or unknown; names file and field or
             tensor.
         QBenchError: a device that torch does not know, or does not find on this machine.
     """
     place = _device(device)
     name = str(name_or_folder)
-    folder = EMBEDDED.get(name, Path(name_or_folder))
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{name}: no such checkpoint folder; give a folder with config.json and *.safetensors,"
-            f" or one of the embedded models: {', '.join(EMBEDDED)}"
-        )
-    raw = _read_json(folder / "config.json")
-    kind = raw.get("model_type")
-    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: field 'model_type' is {kind!r};"
-            f" supported: {', '.join(map(repr, _ARCHITECTURES))}"
-        )
-    architecture = _ARCHITECTURES[kind]
+    folder = locate(name_or_folder, models_dir)
+    raw = read_json(folder / "config.json")
+    architecture = architecture_of(raw, str(folder / "config.json"))
     config = architecture.config(raw, str(folder / "config.json"))
     with torch.device("meta"):
         model = architecture.model(config)
@@ -103,26 +107,38 @@ def load(
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(place)
+    spec = find_model(name)
     lm = DiffusionLM(
         model.train(False).requires_grad_(False),
-        _tokenizer(folder),
+        load_tokenizer(folder),
         int(config.mask_token_id),
-        name if name in EMBEDDED else folder.resolve().name,
+        name if name in EMBEDDED else spec.name if spec is not None else folder.resolve().name,
     )
     lm.check_finite(str(folder))
     return lm
+
+
+def architecture_of(raw: Mapping[str, Any], where: str) -> Architecture:
+    """Return how a checkpoint of this config is read, or say which kinds there are."""
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{where}: field 'model_type' is {kind!r};"
+            f" supported: {', '.join(map(repr, ARCHITECTURES))}"
+        )
+    return ARCHITECTURES[kind]
 
 
 def save(lm: DiffusionLM, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a full-precision model in the official format: config.json and one safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(lm.model.named_parameters())
-    names = _ARCHITECTURES[lm.config.model_type].names(lm.config)
+    names = ARCHITECTURES[lm.config.model_type].names(lm.config)
     tensors = {
         official: parameters[ours].detach().to(dtype or lm.dtype).contiguous().cpu()
         for official, ours in names.items()
     }
-    save_file(tensors, folder / _SINGLE, metadata={"format": "pt"})
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     text = json.dumps(lm.config.to_official(), indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     if lm.tokenizer is not None:
@@ -143,30 +159,18 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: file is missing; an official checkpoint folder holds it")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); download it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
 def _shards(folder: Path) -> dict[str, Path]:
     """Return which file holds each tensor, read from the files' own headers."""
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index}: field 'weight_map' is missing or empty")
         if any(not isinstance(f, str) or Path(f).name != f for f in weight_map.values()):
             raise CheckpointError(f"{index}: field 'weight_map' must name files inside the folder")
         files = sorted(set(weight_map.values()))
     else:
-        weight_map, files = None, [_SINGLE]
+        weight_map, files = None, [SINGLE]
     where: dict[str, Path] = {}
     for file in files:
         path = folder / file
@@ -199,7 +203,7 @@ def _open(path: Path) -> Any:
 
 def _fill(
     model: nn.Module,
-    architecture: _Architecture,
+    architecture: Architecture,
     folder: Path,
     dtype: torch.dtype,
     device: torch.device,
@@ -218,25 +222,40 @@ def _fill(
             f" unexpected {len(unexpected)}: {_some(unexpected)}"
         )
     parameters = dict(model.named_parameters())
-    for path in sorted(set(where.values())):
+    files = {
+        path: [name for name in names if where[name] == path]
+        for path in sorted(set(where.values()))
+    }
+    for path, found in files.items():
         with _open(path) as handle:
-            for official in (name for name in names if where[name] == path):
-                ours = names[official]
-                expected, found = (
-                    list(parameters[ours].shape),
-                    list(handle.get_slice(official).get_shape()),
-                )
-                if expected != found:
-                    raise CheckpointError(
-                        f"{path}: tensor {official} has shape {found},"
-                        f" the config asks for {expected}"
-                    )
-                tensor = handle.get_tensor(official).to(device=device, dtype=dtype)
-                owner, _, leaf = ours.rpartition(".")
-                setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+            for official in found:
+                _check(handle.get_slice(official), parameters[names[official]], path, official)
+    for path, found in files.items():
+        for official in found:
+            # A handle maps its whole file, and what was read of it counts as this process's memory until the
+            # map goes: hence one for each tensor. The copy is on purpose, too: without it a tensor that needs
+            # no conversion would stay a view of the file, and change with it.
+            with _open(path) as handle:
+                tensor = handle.get_tensor(official).to(device=device, dtype=dtype, copy=True)
+            owner, _, leaf = names[official].rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
 
 
-def _repeats_embedding(architecture: _Architecture, where: Mapping[str, Path]) -> bool:
+def _check(header: Any, parameter: Tensor, path: Path, official: str) -> None:
+    """Compare what a file says about a tensor with what the config asks for."""
+    expected, found = list(parameter.shape), list(header.get_shape())
+    if expected != found:
+        raise CheckpointError(
+            f"{path}: tensor {official} has shape {found}, the config asks for {expected}"
+        )
+    if header.get_dtype() not in _FLOATS:
+        raise CheckpointError(
+            f"{path}: tensor {official} holds {header.get_dtype()}, expected one of"
+            f" {', '.join(_FLOATS)}: full-precision weights are loaded here, not quantized ones"
+        )
+
+
+def _repeats_embedding(architecture: Architecture, where: Mapping[str, Path]) -> bool:
     one, other = architecture.head, architecture.embedding
     if other not in where:
         return False
@@ -247,14 +266,3 @@ def _repeats_embedding(architecture: _Architecture, where: Mapping[str, Path]) -
 def _some(names: list[str], most: int = 3) -> str:
     shown = ", ".join(names[:most]) or "none"
     return shown + (", ..." if len(names) > most else "")
-
-
-def _tokenizer(folder: Path) -> Any:
-    if not (folder / "tokenizer.json").is_file():
-        return None
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(str(folder))
-    except Exception as error:  # tokenizers raises bare Exception on a bad file
-        raise CheckpointError(f"{folder / 'tokenizer.json'}: cannot be read ({error})") from error
