@@ -7,22 +7,17 @@ changed; the file is replaced atomically. No torch here.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Any, Final, cast
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError
+from typing import Any, Final
 
 from dllm_qbench.baseline_cell import CellBaseline
 from dllm_qbench.errors import BaselineError, QBenchError
 from dllm_qbench.jsonfiles import dump, parse_json, reject_non_finite, set_member, write_atomic
 from dllm_qbench.records import Record
+from dllm_qbench.schemas import validate
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -115,7 +110,7 @@ def _plan(path: Path, record: Record) -> tuple[CellBaseline | None, str]:
         "checkpoint_sha256": checkpoint,
         "cells": {record.cell: data},
     }
-    _validate(document, f"record {record.cell} as a baseline")
+    validate(document, "baseline", f"record {record.cell} as a baseline")
     if text is None:
         return new, dump(document) + "\n"
     if stored and _measured(stored.to_dict()) == _measured(data):
@@ -155,40 +150,9 @@ def _parse(text: str, path: Path) -> Baselines:
         reject_non_finite(data, f"{path}: $")
     except QBenchError as error:
         raise BaselineError(str(error)) from error
-    _validate(data, str(path))
+    validate(data, "baseline", str(path))
     cells = {
         name: CellBaseline.from_dict(data["model"], name, cell, _place(path, name))
         for name, cell in data["cells"].items()
     }
     return Baselines(data["model"], data["checkpoint_sha256"], cells, path)
-
-
-@cache
-def _validator() -> Draft202012Validator:
-    schema = (
-        resources.files("dllm_qbench.schemas").joinpath("baseline.schema.json").read_text("utf-8")
-    )
-    return Draft202012Validator(json.loads(schema))
-
-
-def _validate(data: object, place: str) -> None:
-    errors = sorted(_validator().iter_errors(data), key=lambda error: list(map(str, error.path)))
-    if errors:
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise BaselineError(f"{place}: {_describe(errors[0])}{more}")
-
-
-def _describe(error: ValidationError) -> str:
-    path = "".join(
-        f".{part}" if isinstance(part, str) and part.isidentifier() else f"[{part!r}]"
-        for part in error.absolute_path
-    ).removeprefix(".")
-    if error.validator == "required":
-        instance, required = (
-            cast(Mapping[str, Any], error.instance),
-            cast(list[str], error.validator_value),
-        )
-        missing = next(name for name in required if name not in instance)
-        return f"field {f'{path}.{missing}'.removeprefix('.')} is missing"
-    message = error.message if len(error.message) <= 200 else f"{error.message[:200]}..."
-    return f"field {path or 'at the top'}: {message}"
