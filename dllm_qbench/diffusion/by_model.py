@@ -46,6 +46,8 @@ def generate(
     top_p: float | None = None,
     top_k: int | None = None,
     alg_temp: float | None = None,
+    forbidden_ids: Sequence[int] = (),
+    unconfident_ids: Sequence[int] = (),
     batch_tokens: int | None = None,
     batch_size: int | None = None,
     labels: Sequence[str] | None = None,
@@ -60,6 +62,11 @@ def generate(
         ValueError: an algorithm or a setting that the model's sampler does not have.
     """
     if is_dream(lm):
+        for name, ids in (("forbidden_ids", forbidden_ids), ("unconfident_ids", unconfident_ids)):
+            if len(ids):  # its release has no such switch, so there is nothing to be faithful to
+                raise ValueError(
+                    f"{name} {list(ids)}: a setting of LLaDA's sampler; Dream's has none"
+                )
         return dream_sampler.generate(
             lm,
             prompts,
@@ -91,6 +98,8 @@ def generate(
         block_length,
         temperature,
         seeds,
+        forbidden_ids=forbidden_ids,
+        unconfident_ids=unconfident_ids,
         batch_tokens=batch_tokens,
         batch_size=batch_size,
         labels=labels,

@@ -12,7 +12,11 @@ Notable:
 - a position whose most likely token is [MASK] itself can be "committed" as such and stays open, as in the
   released code; one may be left at the end. A [MASK] in the prompt is context and is not filled;
 - Gumbel noise (temperature > 0) is float64 and drawn per canvas from its own seed, so a row does not
-  depend on its batch.
+  depend on its batch;
+- tokens may be suppressed, as the released code does with the ends of text and of turn: a forbidden one
+  has logit -inf and is never chosen; an unconfident one is chosen as ever, but confidence is a softmax
+  over the other tokens, in which it has 0, so it is committed after all that are not. (At a temperature
+  above 0 the released code leaves its end of text in that softmax; nothing published uses it.)
 
 Shapes: B canvases, T tokens, G block length, V vocabulary.
 """
@@ -40,6 +44,12 @@ class Commit:
     tokens: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Suppressed:
+    forbidden: list[int]
+    unconfident: list[int]
+
+
 def transfer_counts(masked: int, steps: int) -> list[int]:
     """Return how many of ``masked`` positions each step commits; the remainder goes to the first steps.
 
@@ -59,6 +69,8 @@ def generate(
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
     *,
+    forbidden_ids: Sequence[int] = (),
+    unconfident_ids: Sequence[int] = (),
     batch_tokens: int | None = None,
     batch_size: int | None = None,
     labels: Sequence[str] | None = None,
@@ -77,6 +89,8 @@ def generate(
         block_length: divides ``gen_length``.
         temperature: 0 takes the most likely token; above, Gumbel noise is added.
         seeds: of the noise, one for each prompt; by default 0, 1, 2, ...
+        forbidden_ids: tokens that are never chosen.
+        unconfident_ids: tokens that are committed last.
         batch_tokens: tokens in one forward pass.
         batch_size: canvases in one forward pass; overrides ``batch_tokens``.
         labels: what each prompt is called in an error.
@@ -86,9 +100,11 @@ def generate(
     Raises:
         NonFiniteError: the model gave a NaN or an infinity; names the prompt.
         ValueError: lengths or steps that do not divide, a negative temperature, a number of seeds that is
-            not that of the prompts, or a canvas longer than the model's positions.
+            not that of the prompts, a canvas longer than the model's positions, or suppressed tokens
+            outside the vocabulary or that leave none.
     """
     per_block = steps_per_block(gen_length, steps, block_length, temperature)
+    suppressed = _suppress(lm, forbidden_ids, unconfident_ids)
     seeds = range(len(prompts)) if seeds is None else seeds
     if len(seeds) != len(prompts):
         raise ValueError(f"seeds: one for each of {len(prompts)} prompts, found {len(seeds)}")
@@ -107,7 +123,9 @@ def generate(
                 if count:
                     scores_BGV = logits(lm, x_BT)[:, block].double()
                     _require_finite(scores_BGV, members, labels, step)
-                    chosen = _denoise(lm, x_BT, block, scores_BGV, count, temperature, noise)
+                    chosen = _denoise(
+                        lm, x_BT, block, scores_BGV, count, temperature, noise, suppressed
+                    )
                     for row, positions, tokens in zip(members, *chosen, strict=True):
                         commits[row].append(Commit(step, tuple(positions), tuple(tokens)))
                 step += 1
@@ -129,8 +147,12 @@ def _denoise(
     count: int,
     temperature: float,
     noise: Sequence[torch.Generator | None],
+    suppressed: _Suppressed,
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Commit the ``count`` most confident masked positions of a block into ``x_BT``, in place."""
+    """Commit the ``count`` most confident masked positions of a block into ``x_BT``, in place; the
+    logits are the block's own and may be overwritten.
+    """
+    logits_BGV[..., suppressed.forbidden] = -torch.inf
     noisy_BGV = logits_BGV
     if temperature:
         shape = logits_BGV.shape[1:]
@@ -141,6 +163,7 @@ def _denoise(
             logits_BGV.device
         )
     token_BG = noisy_BGV.argmax(-1)  # the first of equal maxima
+    logits_BGV[..., suppressed.unconfident] = -torch.inf
     confidence_BG = logits_BGV.softmax(-1).gather(-1, token_BG[..., None])[..., 0]
     open_BG = x_BT[:, block] == lm.mask_id
     confidence_BG = confidence_BG.masked_fill(~open_BG, -torch.inf)
@@ -175,6 +198,24 @@ def steps_per_block(gen_length: int, steps: int, block_length: int, temperature:
     if not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, found {temperature}")
     return steps // blocks
+
+
+def _suppress(
+    lm: DiffusionLM, forbidden_ids: Sequence[int], unconfident_ids: Sequence[int]
+) -> _Suppressed:
+    """Check which tokens are suppressed, or say what is wrong with them."""
+    vocabulary = int(lm.config.vocab_size)
+    for name, ids in (("forbidden_ids", forbidden_ids), ("unconfident_ids", unconfident_ids)):
+        for token in ids:
+            if not 0 <= token < vocabulary:
+                raise ValueError(
+                    f"{name}: token {token} is not in {lm.name}'s vocabulary, 0..{vocabulary - 1}"
+                )
+    if len({*forbidden_ids, *unconfident_ids}) == vocabulary:
+        raise ValueError(
+            f"forbidden_ids and unconfident_ids: all {vocabulary} tokens of {lm.name} are suppressed"
+        )
+    return _Suppressed(list(forbidden_ids), list(unconfident_ids))
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -28,6 +28,9 @@ from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.models.tokenizer_files import load_tokenizer
 
 
+__all__ = ["ARCHITECTURES", "EMBEDDED", "Architecture", "architecture_of", "load", "save"]
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What loading needs to know of a ``model_type``.

@@ -22,12 +22,12 @@ def load_tokenizer(folder: Path) -> Any:
         CheckpointError: files that cannot be read, or added tokens that do not get the ids that
             ``tokenizer_config.json`` gives them.
     """
-    from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
     if (folder / "tokenizer.json").is_file():
         return _read(PreTrainedTokenizerFast, folder, "tokenizer.json")
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        tokenizer = _read(Qwen2TokenizerFast, folder, "vocab.json and merges.txt")
+        tokenizer = _read(Qwen2Tokenizer, folder, "vocab.json and merges.txt")
         _require_added_ids(tokenizer, folder)
         return tokenizer
     return None

@@ -18,6 +18,7 @@ from dllm_qbench.diffusion.dream_sampler import (
     transfer_share,
 )
 from dllm_qbench.diffusion.samplers import Commit
+from dllm_qbench.diffusion.samplers import generate as generate_llada
 from dllm_qbench.errors import NonFiniteError
 from dllm_qbench.models.lm import DiffusionLM
 from tests.helpers.scripted import MASK, Scripted, confident
@@ -320,6 +321,15 @@ def test_the_public_method_chooses_the_sampler() -> None:
     assert not torch.equal(pair[0], pair[1])
     with pytest.raises(ValueError, match="Dream's samplers are"):
         lm.generate(prompt, 8, 4, algorithm="low_confidence")
+
+
+@pytest.mark.parametrize("name", ["forbidden_ids", "unconfident_ids"])
+def test_dream_refuses_what_only_llada_has(name: str) -> None:
+    suppressed: Any = {name: (1,)}
+    with pytest.raises(ValueError, match=rf"{name} \[1\]: a setting of LLaDA's sampler"):
+        by_model.generate(tiny_dream(), [[5]], 4, 4, 4, **suppressed)
+    found = by_model.generate(tiny_llada(), [[5]], 4, 4, 4, **suppressed)
+    assert found == generate_llada(tiny_llada(), [[5]], 4, 4, 4, **suppressed)
 
 
 def test_llada_keeps_its_one_sampler() -> None:

@@ -85,6 +85,94 @@ def test_confidences_that_bf16_cannot_tell_apart_are_told_apart() -> None:
     assert trace[0].positions == (2,)
 
 
+# Token 3 ends the text. Most likely tokens and their probabilities, by position 1 to 4:
+ENDS = [
+    [0.25, 0.25, 0.25, 0.25],
+    [0.05, 0.15, 0.20, 0.60],  # 3, which leaves 2 with 0.20 / 0.40 = 0.50
+    [0.05, 0.55, 0.30, 0.10],  # 1, 0.55 / 0.90 = 0.61 without token 3
+    [0.06, 0.06, 0.08, 0.80],  # 3, which leaves 2 with 0.08 / 0.20 = 0.40
+    [0.05, 0.50, 0.05, 0.40],  # 1, 0.50 / 0.60 = 0.83 without token 3
+]
+
+
+def ends() -> Scripted:
+    logits = torch.tensor(ENDS, dtype=torch.float64).log()
+    return Scripted(lambda ids: logits)
+
+
+@pytest.mark.parametrize(
+    ("suppressed", "trajectory", "expected"),
+    [
+        # nothing: by probability, 0.80, 0.60, 0.55, 0.50
+        ({}, [(3,), (1,), (2,), (4,)], [1, 3, 1, 3, 1]),
+        # forbidden: 0.83, 0.61, 0.50, 0.40
+        ({"forbidden_ids": (3,)}, [(4,), (2,), (1,), (3,)], [1, 2, 1, 2, 1]),
+        # unconfident: 0.83, 0.61, then the two ends with 0, of which the lower position comes first
+        ({"unconfident_ids": (3,)}, [(4,), (2,), (1,), (3,)], [1, 3, 1, 3, 1]),
+    ],
+)
+def test_ends_of_text_are_never_chosen_or_committed_last(
+    suppressed: dict[str, Any], trajectory: list[tuple[int, ...]], expected: list[int]
+) -> None:
+    row, trace = run(ends(), [1], 4, 4, 4, **suppressed)
+    assert [commit.positions for commit in trace] == trajectory
+    assert row == expected
+
+
+def test_unconfident_tokens_are_still_committed_where_the_step_wants_more() -> None:
+    # Five masks in two steps: three first. Position 4 and 2 are real words, the ends follow by position;
+    # position 5, as flat as position 0, takes token 0, [MASK], at 0.25 / 0.75, ahead of the ends.
+    logits = torch.tensor([*ENDS, ENDS[0]], dtype=torch.float64).log()
+    lm = Scripted(lambda ids: logits)
+    row, trace = run(lm, [1], 5, 2, 5, unconfident_ids=(3,))
+    assert trace == [Commit(0, (2, 4, 5), (1, 1, MASK)), Commit(1, (1, 5), (3, MASK))]
+    assert row == [1, 3, 1, MASK, 1, MASK]
+
+
+def test_unconfident_tokens_stay_out_of_other_tokens_confidence() -> None:
+    # 0.50 beats 0.48 as it is; without token 3, 0.48 of 0.53 beats 0.50 of 0.90.
+    rows = [ENDS[0], [0.20, 0.50, 0.20, 0.10], [0.03, 0.48, 0.02, 0.47]]
+    logits = torch.tensor(rows, dtype=torch.float64).log()
+    for suppressed, first in (((), 1), ((3,), 2)):
+        _, trace = run(Scripted(lambda ids: logits), [1], 2, 2, 2, unconfident_ids=suppressed)
+        assert trace[0].positions == (first,)
+
+
+def test_two_suppressed_tokens_share_the_end_of_the_queue() -> None:
+    # Both switches: 3 is never chosen, and what takes its place at positions 1 and 3, token 2, waits.
+    # Without both, position 2 has 0.55 / 0.60 = 0.92 and position 4 has 0.50 / 0.55 = 0.91.
+    row, trace = run(ends(), [1], 4, 4, 4, forbidden_ids=(3,), unconfident_ids=(2,))
+    assert [commit.positions for commit in trace] == [(2,), (4,), (1,), (3,)]
+    assert row == [1, 2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_forbidden_tokens_never_appear(temperature: float) -> None:
+    lm = tiny_llada(4)
+    free = generate(lm, [[9, 8]] * 8, 8, 4, 8, temperature)
+    banned = tuple({token for row in free for token in row[2:]})
+    again = generate(lm, [[9, 8]] * 8, 8, 4, 8, temperature, forbidden_ids=banned)
+    assert not {token for row in again for token in row[2:]} & set(banned)
+
+
+@pytest.mark.parametrize(
+    ("suppressed", "message"),
+    [
+        ({"forbidden_ids": (64,)}, r"forbidden_ids: token 64 is not in tiny's vocabulary, 0\.\.63"),
+        ({"unconfident_ids": (-1,)}, r"unconfident_ids: token -1 is not in tiny's vocabulary"),
+        (
+            {"forbidden_ids": range(32), "unconfident_ids": range(32, 64)},
+            "all 64 tokens of tiny are suppressed",
+        ),
+    ],
+)
+def test_tokens_that_cannot_be_suppressed_are_named(
+    suppressed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(tiny_llada(), [[5]], 4, 4, 4, **suppressed)
+
+
 def released_loop(
     lm: DiffusionLM, prompt: list[int], gen: int, steps: int, block: int
 ) -> list[int]:
