@@ -95,7 +95,7 @@ class FullTier:
             why = "a stand-in of another size than the model whose name it bears"
             return Outcome.of_measurement(record, f"not judged: {why}"), None
         if job.setup.profile != "paper":
-            why = f"measured with {job.setup.profile} settings, not the published ones"
+            why = f"measured with {job.setup.profile} settings, not the paper's"
             return Outcome.of_measurement(record, f"not judged: {why}"), None
         if stored or self._run.settings.update:
             judged = self._run.judge(record)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pytest
 
-from dllm_qbench.engine.jobs import DTYPES, Setup
+from dllm_qbench.engine.jobs import DTYPES, Audits, Profile, Setup
 from dllm_qbench.errors import QBenchError
+from dllm_qbench.models.released import PAPER_MODELS
 
 ENGINES: Final = ("local", "ray")
 STORE: Final = ".qbench/store"
 """Where the full tier keeps what it measured, from the root folder, if nothing else is said."""
-
-FULL_MODELS: Final = ("llada-8b-base", "llada-8b-instruct", "dream-7b-base")
 
 # name, help, default, metavar; each has a twin in the configuration file.
 _VALUES: Final = (
@@ -46,6 +45,13 @@ _VALUES: Final = (
     ),
     ("gpus-per-cell", "GPUs that Ray sets aside for a quantized model", "1", "N"),
     (
+        "profile",
+        "full tier: settings of the paper, of the models' release (chat template), or brief ones (few"
+        " samples and steps: the path, not the figures)",
+        "paper",
+        "WHICH",
+    ),
+    (
         "audits",
         "full tier: all audits, or the cheap ones, which do not quantize again",
         "cheap",
@@ -56,7 +62,6 @@ _FLAGS: Final = (
     ("strict", "fail on any verdict but 'equivalent' (changed, inconclusive)"),
     ("sequential", "stop a cell as soon as its verdict is settled, at the same error rates"),
     ("run-programs", "full tier: let HumanEval and MBPP run generated programs, in a sandbox"),
-    ("brief", "full tier: few Monte Carlo samples and denoising steps: the path, not the figures"),
 )
 
 
@@ -119,7 +124,7 @@ class Settings:
         update_pass = bool(config.getoption("qbench_update_pass"))
         settings = cls(
             models=models,
-            full_models=models if given else FULL_MODELS,
+            full_models=models if given else PAPER_MODELS,
             device=str(_option(config, "device")),
             items=_count(config, "items"),
             baselines=config.rootpath / str(_option(config, "baselines")),
@@ -150,10 +155,10 @@ class Settings:
                 "--qbench-update is refused under CI=true, where nobody reviews what it writes; "
                 "--qbench-update-pass insists"
             )
-        if self.update and self.setup.profile == "brief":
+        if self.update and self.setup.profile != "paper":
             raise pytest.UsageError(
-                "--qbench-brief measures other tasks than the published ones; a baseline of them would"
-                " mislead: drop one of the two"
+                f"--qbench-profile={self.setup.profile} measures other settings than the published ones; a"
+                " baseline of them would mislead: drop one of the two"
             )
         if self.store.exists() and not self.store.is_dir():
             raise pytest.UsageError(f"--qbench-store: {self.store} is not a folder")
@@ -168,13 +173,14 @@ def _setup(config: pytest.Config) -> Setup:
             raise pytest.UsageError(f"--qbench-{name}: {folder} is no folder")
         folders[_plain(name)] = None if folder is None else str(folder.resolve())
     dtype = _one_of(config, "dtype", DTYPES)
-    audits: Any = _one_of(config, "audits", ("all", "cheap"))
+    audits: Any = _one_of(config, "audits", get_args(Audits))
+    profile: Any = _one_of(config, "profile", get_args(Profile))
     try:
         return Setup(
             device=str(_option(config, "device")),
             dtype=dtype,
             items=_count(config, "limit") if _option(config, "limit") else None,
-            profile="brief" if _flag(config, "brief") else "paper",
+            profile=profile,
             run_programs=_flag(config, "run-programs"),
             audits=audits,
             **folders,

@@ -47,10 +47,13 @@ class JobRunner(CellRunner):
     def __init__(self, model: str, setup: Setup, store: Store | None = None) -> None:
         super().__init__(model, 0, setup.device)
         self.setup = setup
-        self.spec: ModelSpec | None = find_model(model)
+        spec = find_model(model)
+        if spec is not None and setup.profile == "paper":
+            spec = spec.as_in_paper()
+        self.spec: ModelSpec | None = spec
         self._keep = None if store is None else _Kept(store, setup.device)
         self._store = store
-        self._current: tuple[str, str] | None = None
+        self._both_fit = True
 
     def fits(self, job: Job) -> bool:
         """Whether the job is of this runner's model and setup."""
@@ -61,7 +64,10 @@ class JobRunner(CellRunner):
         """The full-precision model, under the name that cells know it by."""
         folder = locate(self.model, None if self._models_dir is None else Path(self._models_dir))
         place = self.model if self.model in EMBEDDED else folder
-        found = load(place, getattr(torch, self.setup.dtype), self.device)
+        files = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        self._both_fit = _hold(self.device, 2 * files + _SPARE)
+        home = self.device if self._both_fit else "cpu"
+        found = load(place, getattr(torch, self.setup.dtype), home)
         if self.spec is not None:
             found = replace(found, name=self.spec.name)
         found.fingerprint()
@@ -98,8 +104,8 @@ class JobRunner(CellRunner):
         return paper_benchmark(
             task,
             data_dir=_path(self.setup.data_dir),
-            model=self.spec,
-            profile=self.setup.profile,
+            model=None if self.spec is None else self.spec.fitted_to(self.lm),
+            profile="brief" if self.setup.profile == "brief" else "paper",
             run_programs=self.setup.run_programs,
         )
 
@@ -146,12 +152,14 @@ class JobRunner(CellRunner):
                 "quantized", self._keep.key(self._subject(Job(self.model, method, str(scheme), "")))
             )
             if not place.is_dir():
-                made = quantize(self.lm, method, scheme, calibration=self.calibration)
+                made = quantize(
+                    self.lm, method, scheme, calibration=self.calibration, device=self.device
+                )
                 save_quantized(made, place)
                 del made
                 gc.collect()
             # What others read is what this process goes on with.
-            self._quantized[key] = load_quantized(place, self.device)
+            self._quantized[key] = load_quantized(place, self.device if self._both_fit else "cpu")
         return self._quantized[key]
 
     def audited(self, quantized: DiffusionLM) -> AuditReport:
@@ -191,15 +199,6 @@ class JobRunner(CellRunner):
             "audits": self.setup.audits,
         }
 
-    @cached_property
-    def _both_fit(self) -> bool:
-        """Whether the device holds full precision, a quantized model and what they compute."""
-        place = torch.device(self.device)
-        if place.type != "cuda":
-            return True
-        weights = sum(p.numel() * p.element_size() for p in self.lm.model.parameters())
-        return 2 * weights + _SPARE <= torch.cuda.get_device_properties(place).total_memory
-
     def _bring(self, lm: DiffusionLM) -> None:
         """Move a model to the device, and the others off it where they do not fit together."""
         if not self._both_fit:
@@ -207,7 +206,7 @@ class JobRunner(CellRunner):
                 if other is not lm:
                     other.model.to("cpu")
             torch.cuda.empty_cache()
-        lm.model.to(self.device)
+            lm.model.to(self.device)
 
 
 class _Kept:
@@ -238,6 +237,14 @@ class _Kept:
                     kept = make()
                     self._store.put(kind, whole, kept)
         return kept
+
+
+def _hold(device: str, wanted: int) -> bool:
+    """Whether a device has so many bytes in all; a CPU's memory is taken to suffice."""
+    place = torch.device(device)
+    if place.type != "cuda" or not torch.cuda.is_available():
+        return True
+    return int(torch.cuda.get_device_properties(place).total_memory) >= wanted
 
 
 def _path(folder: str | None) -> Path | None:

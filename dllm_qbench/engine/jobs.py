@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dllm_qbench.evaluation.evaluate import Progress
     from dllm_qbench.records import Record
 
-Profile = Literal["paper", "brief"]
+Profile = Literal["paper", "release", "brief"]
 Audits = Literal["all", "cheap"]
 DTYPES: Final = ("float32", "bfloat16", "float16")
 
@@ -36,8 +36,9 @@ class Setup:
         dtype: of the weights in full precision.
         items: at most how many items of each task, from the first; ``None`` means all of them.
         models_dir, data_dir: folders with checkpoints and with data; ``None``: the hub's local caches.
-        profile: ``paper`` runs tasks as published; ``brief`` takes few Monte Carlo samples and denoising
-            steps: the whole path in little time, no figure to compare.
+        profile: ``paper`` runs models and tasks as the quantization paper did; ``release`` runs the models
+            as their makers did (chat template, suppressed ends of text); ``brief`` does so with few Monte
+            Carlo samples and denoising steps: the whole path in little time, no figure to compare.
         run_programs: whether generated programs may be run, in the sandbox.
         audits: ``all``, or only the ``cheap`` ones, which do not quantize again.
     """
