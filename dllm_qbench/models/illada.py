@@ -86,7 +86,6 @@ class IlladaConfig(LladaConfig):
         values: dict[str, Any] = {
             "architectures": ["ILLaDAForCausalLM"],
             "model_type": "illada",
-            "mask_token_id": self.mask_token_id,
             "rope_scaling": None,
             **_FIXED,
         }
@@ -94,6 +93,8 @@ class IlladaConfig(LladaConfig):
             if field != "rope_theta":
                 values[field] = getattr(self, field, None)
         values["rope_theta"] = (self.rope_parameters or {})["rope_theta"]
+        if self.mask_token_id != MASK_ID:
+            values["mask_token_id"] = self.mask_token_id
         if self.synthetic:
             values["synthetic"] = self.synthetic
         return values

@@ -111,6 +111,11 @@ class LladaConfig(LlamaConfig):  # type: ignore[misc, no-untyped-call, unused-ig
             )
         # The official embedding may be padded beyond the tokenizer's vocabulary.
         values["vocab_size"] = max(values["vocab_size"], int(raw.get("embedding_size") or 0))
+        if not 0 <= values["mask_token_id"] < values["vocab_size"]:
+            raise CheckpointError(
+                f"{where}: field 'mask_token_id' must be a token id below vocab_size"
+                f" {values['vocab_size']}, found {values['mask_token_id']}"
+            )
         if values["hidden_size"] % values["num_attention_heads"]:
             raise CheckpointError(
                 f"{where}: d_model {values['hidden_size']} is not a multiple of n_heads"

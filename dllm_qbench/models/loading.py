@@ -27,7 +27,6 @@ from dllm_qbench.models.hub import EMBEDDED, INDEX, SINGLE, find_model, locate, 
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.models.tokenizer_files import load_tokenizer
 
-
 __all__ = ["ARCHITECTURES", "EMBEDDED", "Architecture", "architecture_of", "load", "save"]
 
 
