@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from dllm_qbench.verdict.judge import Verdict
     from dllm_qbench.verdict.matrix import CellTests
 
-MEASURED: Final = "measured"
-"""Status of a cell that there is nothing to judge by."""
+INFORMATIONAL: Final = "informational"
+"""Status of a cell that there is nothing to judge by: it never fails."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Outcome:
 
     @classmethod
     def of_measurement(
-        cls, record: Record, text: str, status: str = MEASURED, band: Band | None = None
+        cls, record: Record, text: str, status: str = INFORMATIONAL, band: Band | None = None
     ) -> Outcome:
         """A cell that has no baseline of its own: only told, or held against a band from elsewhere."""
         from dllm_qbench.verdict.judge import FAILING

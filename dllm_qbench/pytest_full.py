@@ -104,15 +104,13 @@ class FullTier:
 
     def _judge_by_paper(self, record: Record) -> Outcome:
         from dllm_qbench.outcomes import Outcome
-        from dllm_qbench.verdict.paper import judge_band, paper_band
+        from dllm_qbench.verdict.paper import judge_against_paper
 
-        band = paper_band(record.model, record.cell)
-        if band is None:
-            return Outcome.of_measurement(
-                record, "no baseline, and no band that the paper's tables support: told, not judged"
-            )
-        status, text = judge_band(record, band)
-        return Outcome.of_measurement(record, text, status, band)
+        found = judge_against_paper(record, tests_in_run=self._run.tests_in_run)
+        if found is None:
+            why = "no baseline of its own, and the paper has no such cell: told, not judged"
+            return Outcome.of_measurement(record, why)
+        return Outcome.of_measurement(record, found.message, found.status, found.band)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """With Ray, send all cells out at once: each test then waits for its own."""

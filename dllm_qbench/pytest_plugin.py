@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -60,12 +60,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Versions, model, items, baselines."""
+    """Versions, model, items, baselines; for the full tier also its settings and its store."""
     settings = config.stash[_RUN].settings
-    shown = settings.baselines
-    if shown.is_relative_to(config.rootpath):
-        shown = shown.relative_to(config.rootpath)
-    return terminal.header(settings.models, settings.items, str(shown))
+    asked = _asks_for_full(config)
+    models = settings.full_models if asked else settings.models
+    lines = terminal.header(models, settings.items, _shown(config, settings.baselines))
+    if asked:
+        lines.append(terminal.full_header(settings.setup, _shown(config, settings.store)))
+    return lines
+
+
+def _shown(config: pytest.Config, path: Path) -> str:
+    inside = path.is_relative_to(config.rootpath)
+    return str(path.relative_to(config.rootpath) if inside else path)
+
+
+def _asks_for_full(config: pytest.Config) -> bool:
+    return "full" in str(config.getoption("markexpr"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -84,7 +95,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the full tier where ``-m`` does not ask for it, and the other shards' cells."""
     settings = config.stash[_RUN].settings
-    asked = "full" in str(config.getoption("markexpr")) or any("::" in a for a in config.args)
+    asked = _asks_for_full(config) or any("::" in argument for argument in config.args)
     left_out = [] if asked else [item for item in items if item.get_closest_marker("full")]
     if settings.shard:
         from dllm_qbench.engine.merge import shard_of

@@ -13,6 +13,7 @@ from dllm_qbench import __version__
 if TYPE_CHECKING:
     import pytest
 
+    from dllm_qbench.engine.jobs import Setup
     from dllm_qbench.outcomes import Outcome
 
 WIDTH: Final = 100
@@ -27,12 +28,12 @@ _ORDER: Final = (
     "improved",
     "inconclusive",
     "changed",
-    "measured",
+    "informational",
     "equivalent",
 )
 _COLORS: Final = {
     "equivalent": "green",
-    "measured": None,
+    "informational": None,
     "changed": "yellow",
     "inconclusive": "yellow",
 }
@@ -57,6 +58,15 @@ def header(models: Sequence[str], items: int, baselines: str) -> list[str]:
         f"qbench: {', '.join(versions)}",
         f"qbench: model {', '.join(models)}, {items} items a cell, baselines {baselines}",
     ]
+
+
+def full_header(setup: Setup, store: str) -> str:
+    """How the full tier's cells are measured, and where what they give is kept."""
+    items = "all items" if setup.items is None else f"first {setup.items} items"
+    return (
+        f"qbench: full tier, {setup.profile} settings, {items}, {setup.dtype} on {setup.device}, kept in"
+        f" {store}"
+    )
 
 
 def table(outcomes: Sequence[Outcome], width: int = WIDTH) -> list[tuple[str, str | None]]:
