@@ -8,6 +8,7 @@ support, else nothing, and then the cell is told and not judged.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,8 +141,33 @@ class FullTier:
         except QBenchError as error:
             raise pytest.UsageError(f"--qbench-engine=ray: {error}") from error
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
-        """Let go of the cluster."""
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Hold the run against the paper's findings, which compare cells; let go of the cluster."""
         if self._cluster is not None:
             self._cluster.close()
+        if self._run.on_worker:
+            return
+        records = [
+            outcome.record
+            for outcome in self._run.outcomes.values()
+            if outcome.record is not None and self._is_the_papers(outcome.record)
+        ]
+        if not records:
+            return
+        from dllm_qbench.records import Record
+        from dllm_qbench.verdict.paper_findings import judge_findings
+
+        for found in judge_findings([Record.from_dict(record) for record in records]):
+            if found.status == "does not hold":
+                self._run.wrong.append(f"the paper's finding {found.finding.name}: {found.text}")
+            elif found.status == "holds":
+                self._run.told.append(f"the paper's finding {found.finding.name}: holds here too")
+        if self._run.wrong and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _is_the_papers(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is of a real model under the paper's settings."""
+        origin = record["provenance"].get("model")
+        paper = self._run.settings.setup.profile == "paper"
+        return paper and isinstance(origin, Mapping) and not origin.get("stands_in")

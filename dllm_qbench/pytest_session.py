@@ -46,6 +46,8 @@ class Run:
         self.written: list[str] = []
         self.cells_collected = 0
         self.matrix: tuple[MatrixFinding, ...] = ()
+        self.wrong: list[str] = []
+        self.told: list[str] = []
         self._runners: dict[str, CellRunner] = {}
         self._file: OutcomeFile | None = None
 
@@ -184,13 +186,17 @@ class Run:
             f"{errors.count(error)} cell(s) not measured: {error}"
             for error in dict.fromkeys(errors)
         ]
-        return [*(f"whole run: {finding.text}" for finding in self.matrix), *infra]
+        whole = [*(finding.text for finding in self.matrix), *self.wrong]
+        return [*(f"whole run: {text}" for text in whole), *infra]
 
     def notes(self) -> list[str]:
-        """Lines below the table: what was written."""
+        """Lines below the table: what was seen on the whole, and what was written."""
         notes = [
-            f"{self.written.count(path)} baselines written to {path}: review the change"
-            for path in sorted(set(self.written))
+            *self.told,
+            *(
+                f"{self.written.count(path)} baselines written to {path}: review the change"
+                for path in sorted(set(self.written))
+            ),
         ]
         if self.settings.records and self.outcomes:
             notes.append(f"records: {self.settings.records}")

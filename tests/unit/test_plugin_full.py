@@ -126,6 +126,32 @@ def test_the_papers_band_judges_a_real_model_that_has_no_baseline(full: Suite) -
     result.stdout.fnmatch_lines([f"{cell} on llada-8b-base: improved*"])
 
 
+def test_a_finding_of_the_paper_that_is_refuted_fails_the_run(full: Suite) -> None:
+    """GPTQ at 4 bits keeps QA within 1 %: here each task alone is in no band, and all lose a fifth."""
+    full.pytester.makepyfile(
+        test_cells="""
+        import pytest
+
+        @pytest.mark.full
+        @pytest.mark.parametrize(
+            "task", ["winogrande", "piqa", "arc_easy", "arc_challenge", "hellaswag", "mmlu"]
+        )
+        def test_cell(task, qbench_job):
+            qbench_job("gptq", "W4A16-g128", task)
+        """
+    )
+    tasks = ("winogrande", "piqa", "arc_easy", "arc_challenge", "hellaswag", "mmlu")
+    cells = {f"gptq/W4A16-g128/{task}": [800, 0, 0, 200] for task in tasks}
+    plan(full, **cells)
+    result = full.run("-m", "full", BASE)
+    result.assert_outcomes(passed=6)
+    assert result.ret == 0
+    plan(full, **{cell: [640, 160, 0, 200] for cell in cells})
+    result = full.run("-m", "full", BASE)
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["whole run: the paper's finding *gptq*:*"])
+
+
 @pytest.mark.parametrize("stands_in", [True, False])
 def test_a_stand_in_is_never_judged(full: Suite, stands_in: bool) -> None:
     plan(full, **{"smoothquant/W4A4/gsm8k": [500, 0, 0, 200], "stands_in": stands_in})
