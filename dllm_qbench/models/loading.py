@@ -27,7 +27,15 @@ from dllm_qbench.models.hub import EMBEDDED, INDEX, SINGLE, find_model, locate, 
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.models.tokenizer_files import load_tokenizer
 
-__all__ = ["ARCHITECTURES", "EMBEDDED", "Architecture", "architecture_of", "load", "save"]
+__all__ = [
+    "ARCHITECTURES",
+    "EMBEDDED",
+    "Architecture",
+    "architecture_of",
+    "load",
+    "save",
+    "usable_device",
+]
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def load(
             tensor.
         QBenchError: a device that torch does not know, or does not find on this machine.
     """
-    place = _device(device)
+    place = usable_device(device)
     name = str(name_or_folder)
     folder = locate(name_or_folder, models_dir)
     raw = read_json(folder / "config.json")
@@ -147,7 +155,7 @@ def save(lm: DiffusionLM, folder: Path, dtype: torch.dtype | None = None) -> Non
         lm.tokenizer.save_pretrained(str(folder))
 
 
-def _device(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
     """Return a device on which a tensor can be made."""
     try:
         place = torch.device(device)
