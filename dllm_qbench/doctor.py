@@ -224,8 +224,10 @@ def _models(models_dir: Path | None) -> Iterator[Check]:
         try:
             folder = locate(spec.name, models_dir)
             different = spec.differences(read_json(folder / "config.json"))
-        except MissingWeights:
-            yield Check(name, False, f"{spec.hub_id} is not here; {size}", command, tiers)
+        except MissingWeights as error:
+            partly = [place for place in error.looked if "incomplete" in place]
+            found = "; ".join(partly) or f"{spec.hub_id} is not here"
+            yield Check(name, False, f"{found}; {size}", command, tiers)
         except CheckpointError as error:
             yield Check(name, False, str(error), f"remove it, then {command}", tiers)
         else:

@@ -27,7 +27,13 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class MissingWeights(CheckpointError):
-    """A released model whose weights are not, or not completely, on this machine."""
+    """A released model whose weights are not, or not completely, on this machine.
+
+    Attributes:
+        looked: where they were looked for, and what was wrong there.
+    """
+
+    looked: tuple[str, ...] = ()
 
 
 def locate(name_or_folder: str | Path, models_dir: Path | None = None) -> Path:
@@ -71,11 +77,14 @@ def locate(name_or_folder: str | Path, models_dir: Path | None = None) -> Path:
         if different:
             raise CheckpointError(f"{cached}: this is not {spec.hub_id}: {'; '.join(different)}")
         return cached
-    raise MissingWeights(
+    looked.append(why)
+    error = MissingWeights(
         f"{spec.name}: the weights of {spec.hub_id} are not on this machine. Looked for in:"
-        f" {'; '.join([*looked, why])}. Download them ({spec.bytes / 1e9:.1f} GB) with:"
+        f" {'; '.join(looked)}. Download them ({spec.bytes / 1e9:.1f} GB) with:"
         f" {download_command(spec, models_dir)}"
     )
+    error.looked = tuple(looked)
+    raise error
 
 
 def download_command(spec: ModelSpec, models_dir: Path | None = None) -> str:

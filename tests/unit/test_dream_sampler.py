@@ -245,6 +245,39 @@ def test_blocks_are_filled_left_to_right_each_by_a_schedule_of_its_own() -> None
     ]
 
 
+@pytest.mark.parametrize("algorithm", CONFIDENT)
+def test_prompts_of_unequal_length_are_batched_but_never_padded(algorithm: str) -> None:
+    # Of three masks in two steps the first step fills floor(3 * 0.4995) = 1: the second, which is the surest.
+    seen = set()
+
+    def script(ids: Tensor) -> Tensor:
+        seen.add(len(ids))
+        end = len(ids)
+        return confident({end - 3: (1, 2.0), end - 2: (2, 3.0), end - 1: (3, 1.0)}, end)
+
+    lm: Any = Scripted(script)
+    prompts = [[1], [2, 2, 2], [3, 3], [3], [2, 1, 2]]
+    trace: list[list[Commit]] = []
+    rows = generate(lm, prompts, 3, 2, algorithm=algorithm, trace=trace)
+    assert rows == [[*prompt, 1, 2, 3] for prompt in prompts]
+    for prompt, commits in zip(prompts, trace, strict=True):
+        n = len(prompt)
+        assert commits == [Commit(0, (n + 1,), (2,)), Commit(1, (n, n + 2), (1, 3))]
+    assert seen == {4, 5, 6}  # prompt and masks, nothing more
+
+
+@pytest.mark.parametrize("algorithm", CONFIDENT)
+def test_equal_confidence_goes_to_the_lowest_position_and_equal_logits_to_the_lowest_token(
+    algorithm: str,
+) -> None:
+    # Five masks in three steps: floor(5 / 3) = 1 since 1e-3 > 0, floor(4 * 0.4995) = 1, then the rest.
+    flat = torch.zeros(6, 4)
+    flat[:, MASK] = -1.0
+    row, trace = run(Scripted(lambda ids: flat), [3], 5, 3, algorithm=algorithm)
+    assert [commit.positions for commit in trace] == [(1,), (2,), (3, 4, 5)]
+    assert row == [3, 1, 1, 1, 1, 1]
+
+
 def test_each_step_sees_what_the_last_one_wrote() -> None:
     def script(ids: Tensor) -> Tensor:
         wanted = 2 if ids[3] == 3 else 1

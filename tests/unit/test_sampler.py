@@ -85,6 +85,51 @@ def test_confidences_that_bf16_cannot_tell_apart_are_told_apart() -> None:
     assert trace[0].positions == (2,)
 
 
+def test_prompts_of_unequal_length_are_batched_but_never_padded() -> None:
+    # The second mask is surer than the first, the third the least sure, whatever stands before them.
+    seen = set()
+
+    def script(ids: Tensor) -> Tensor:
+        seen.add(len(ids))
+        end = len(ids)
+        return confident({end - 3: (1, 2.0), end - 2: (2, 3.0), end - 1: (3, 1.0)}, end)
+
+    lm: Any = Scripted(script)
+    prompts = [[1], [2, 2, 2], [3, 3], [3], [2, 1, 2]]
+    trace: list[list[Commit]] = []
+    rows = generate(lm, prompts, 3, 2, 3, trace=trace)
+    assert rows == [[*prompt, 1, 2, 3] for prompt in prompts]
+    for prompt, commits in zip(prompts, trace, strict=True):
+        n = len(prompt)
+        assert commits == [Commit(0, (n, n + 1), (1, 2)), Commit(1, (n + 2,), (3,))]
+    assert seen == {4, 5, 6}  # prompt and masks, nothing more
+    assert lm.calls == 3 * 2  # one pass a length and step
+
+
+def test_remainder_ties_and_blocks_together() -> None:
+    # Two blocks of three in two steps each: two masks, then one. In the first block all are equally sure of
+    # tokens 1 and 2: the lowest positions and the lower token. In the second, position 6 leads 4 and 5.
+    table = torch.zeros(7, 4)
+    table[:, MASK] = -1.0
+    table[1:4, 3] = -1.0
+    table[6, 3] = 2.0
+    row, trace = run(Scripted(lambda ids: table), [2], 6, 4, 3)
+    assert trace == [
+        Commit(0, (1, 2), (1, 1)),
+        Commit(1, (3,), (1,)),
+        Commit(2, (4, 6), (1, 3)),
+        Commit(3, (5,), (1,)),
+    ]
+    assert row == [2, 1, 1, 1, 1, 1, 3]
+
+
+def test_a_mask_in_the_prompt_is_context() -> None:
+    table = confident({1: (1, 9.0), 2: (1, 1.0), 3: (2, 2.0)}, 4)
+    row, trace = run(Scripted(lambda ids: table), [1, MASK], 2, 2, 2)
+    assert [commit.positions for commit in trace] == [(3,), (2,)]
+    assert row == [1, MASK, 1, 2]
+
+
 # Token 3 ends the text. Most likely tokens and their probabilities, by position 1 to 4:
 ENDS = [
     [0.25, 0.25, 0.25, 0.25],
