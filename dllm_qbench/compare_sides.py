@@ -10,6 +10,7 @@ from typing import Final
 
 from dllm_qbench.baselines import CellBaseline, read_baselines
 from dllm_qbench.bitsets import item_checks
+from dllm_qbench.engine.store import Store
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.jsonfiles import parse_json
 from dllm_qbench.outcomes import read_records
@@ -89,7 +90,7 @@ def read_side(source: str | Path) -> Side:
         if (path / FINDINGS).is_file():
             return _paper(path, str(path))
         if (path / "records").is_dir():
-            return _of_records(str(path), _stored_records(path))
+            return _of_records(str(path), list(Store(path).records()))
         return _of_baselines(str(path), sorted(path.glob("*.json")))
     if not path.is_file():
         raise QBenchError(
@@ -102,17 +103,6 @@ def read_side(source: str | Path) -> Side:
             return _of_records(str(path), [Record.from_dict(data, str(path))])
         return _of_baselines(str(path), [path])
     return _of_records(str(path), read_records(path))
-
-
-def _stored_records(folder: Path) -> list[Record]:
-    """The records of a results store: each file holds a key and its value."""
-    records = []
-    for path in sorted((folder / "records").rglob("*.json")):
-        data = parse_json(path.read_text(encoding="utf-8"), str(path))
-        if not isinstance(data, dict) or "value" not in data:
-            raise QBenchError(f"{path}: field 'value' is missing: not a result of a store")
-        records.append(Record.from_dict(data["value"], f"{path}: value"))
-    return records
 
 
 def _of_records(name: str, records: Sequence[Record]) -> Side:
