@@ -119,7 +119,7 @@ def render(checks: Sequence[Check]) -> str:
         lacking = [check.name for check in checks if tier in check.tiers and not check.ok]
         verdict = f"missing {', '.join(lacking)}" if lacking else "ready"
         lines.append(f"{tier} tier: {verdict}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _software() -> Iterator[Check]:
