@@ -194,5 +194,7 @@ def test_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
         for path in PACKAGE.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    paper = "dllm_qbench/baselines_of_the_paper/"  # in a checkout: baselines/paper
+    expected |= {paper + path.name for path in (ROOT / "baselines" / "paper").glob("*.json")}
     assert held == expected
     assert {Path(name).suffix for name in held} >= {".json", ".py", ".safetensors", ".yaml"}
