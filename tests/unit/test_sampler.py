@@ -219,7 +219,13 @@ def test_tokens_that_cannot_be_suppressed_are_named(
 
 
 def released_loop(
-    lm: DiffusionLM, prompt: list[int], gen: int, steps: int, block: int
+    lm: DiffusionLM,
+    prompt: list[int],
+    gen: int,
+    steps: int,
+    block: int,
+    forbidden_ids: tuple[int, ...] = (),
+    unconfident_ids: tuple[int, ...] = (),
 ) -> list[int]:
     """``generate.py`` of LLaDA at temperature 0, one prompt, with the ties pinned."""
     x = torch.tensor([*prompt, *[lm.mask_id] * gen])
@@ -227,8 +233,13 @@ def released_loop(
         in_block = steps // (gen // block)
         for step in range(in_block):
             count = block // in_block + (step < block % in_block)
-            p = lm.logits(x).double().softmax(-1)
-            best = p.argmax(-1)
+            logits = lm.logits(x).double()
+            for token in forbidden_ids:
+                logits[:, token] = -torch.inf
+            best = logits.argmax(-1)
+            for token in unconfident_ids:
+                logits[:, token] = -torch.inf
+            p = logits.softmax(-1)
             confidence = {
                 position: float(p[position, best[position]])
                 for position in range(start, start + block)
@@ -245,7 +256,20 @@ def released_loop(
 def test_agrees_with_the_released_loop(gen: int, steps: int, block: int) -> None:
     lm = tiny_llada(1)
     for prompt in ([5, 9, 11], [40, 41, 42, 43, 44, 45, 46], [7]):
-        assert run(lm, prompt, gen, steps, block)[0] == released_loop(lm, prompt, gen, steps, block)
+        free = run(lm, prompt, gen, steps, block)[0]
+        assert free == released_loop(lm, prompt, gen, steps, block)
+        # What the model likes to write is what it hurts to suppress.
+        first, second = free[len(prompt)], free[-1]
+        for forbidden, unconfident in (
+            ((first,), ()),
+            ((), (first, second)),
+            ((first,), (second,)),
+        ):
+            found, _ = run(
+                lm, prompt, gen, steps, block, forbidden_ids=forbidden, unconfident_ids=unconfident
+            )
+            assert found == released_loop(lm, prompt, gen, steps, block, forbidden, unconfident)
+            assert not forbidden or found != free
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
