@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def download_command(spec: ModelSpec, models_dir: Path | None = None) -> str:
     """Return the command line that fetches a model to where :func:`locate` finds it."""
     command = f"hf download {spec.hub_id} --revision {spec.revision}"
     if models_dir is not None:
-        command += f" --local-dir {models_dir / spec.hub_id.split('/')[-1]}"
+        command += f" --local-dir {shlex.quote(str(models_dir / spec.hub_id.split('/')[-1]))}"
     return command
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from math import prod
@@ -140,10 +141,13 @@ def test_missing_weights_say_where_they_were_looked_for_and_how_to_get_them(
 
 
 def test_the_download_goes_where_the_search_looks(tmp_path: Path) -> None:
+    models = tmp_path / "my models"
     for spec in MODELS.values():
-        target = Path(download_command(spec, tmp_path).rsplit(" ", 1)[1])
+        command = shlex.split(download_command(spec, models))
+        assert command[:3] == ["hf", "download", spec.hub_id]
+        target = Path(command[-1])
         stand_in(target, spec.name)
-        assert locate(spec.name, tmp_path) == target
+        assert locate(spec.name, models) == target
 
 
 @pytest.mark.parametrize(
