@@ -250,8 +250,7 @@ def _tasks(data_dir: Path | None) -> Iterator[Check]:
 
     for task in PAPER_TASKS:
         there, detail = data_status(task, data_dir)
-        remedy = "put it into the folder of --qbench-data-dir, or into the datasets cache"
-        yield Check(f"data {task}", there, detail, remedy, (FULL,))
+        yield Check(f"data {task}", there, detail, tiers=(FULL,))  # the detail says how to get it
 
 
 def _sandbox() -> Iterator[Check]:
@@ -279,4 +278,4 @@ def _extras() -> Iterator[Check]:
 
 
 def _gib(size: int) -> str:
-    return f"{size / _GIB:.1f} GiB"
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.0f} MiB"

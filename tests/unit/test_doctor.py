@@ -85,7 +85,7 @@ def test_with_weights_and_data_the_full_tier_is_ready(
     assert str(tmp_path / "LLaDA-8B-Base") in found["model llada-8b-base"].detail
     assert found["data gsm8k"].detail == f"gsm8k in {tmp_path}"
     assert f"at {tmp_path}" in found["disk"].detail
-    assert "the largest model takes 0.0 GiB" in found["device memory"].detail
+    assert "the largest model takes 1 MiB in bf16" in found["device memory"].detail
     assert render(checks).endswith("quick tier: ready\nfull tier: ready")
     data["gsm8k"] = False
     checks = diagnose(tmp_path, tmp_path)
