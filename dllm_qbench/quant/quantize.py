@@ -17,6 +17,7 @@ import torch
 
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.models.lm import DiffusionLM
+from dllm_qbench.models.loading import usable_device
 from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.calibration import calibration as draw_calibration
 from dllm_qbench.quant.methods import awq, duquant, gptq, quarot, rtn, smoothquant
@@ -28,8 +29,9 @@ class Method:
     """What ``quantize`` needs to know of a method.
 
     Attributes:
-        apply: ``apply(model, scheme, [calibration,] *, parameters...)``, changes ``model`` in place;
-            its keyword-only arguments are the method's parameters, their defaults the recipe.
+        apply: ``apply(model, scheme, [calibration,] [device,] *, parameters...)``, changes ``model``
+            in place; ``device`` comes only if it was asked for. Its keyword-only arguments are the
+            method's parameters, their defaults the recipe.
         calibrates: whether ``apply`` takes calibration data.
         symmetric: the weight grid's symmetry where a scheme leaves it open.
     """
@@ -60,6 +62,8 @@ def quantize(
     method: str,
     scheme: str | Scheme,
     calibration: Calibration | None = None,
+    *,
+    device: str | torch.device | None = None,
     **parameters: Any,
 ) -> DiffusionLM:
     """Quantize all linears inside the blocks of a full-precision model.
@@ -72,6 +76,9 @@ def quantize(
         scheme: such as ``"W4A16-g64"``.
         calibration: what :func:`dllm_qbench.calibration` returns; ``None`` draws its default with
             seed 0. ``rtn`` does not look at it.
+        device: where to compute, block by block; the model and the result stay where the model lives.
+            ``None`` computes there. A model of 8B that lives in CPU memory (31 GiB of it: the copy
+            too) is quantized on one 24 GB card so.
         **parameters: of the method, in place of its defaults (``damp`` and ``act_order`` of
             ``gptq``, ``alpha`` of ``smoothquant``, ``weights`` and ``seed`` of ``quarot``, ...):
             the keyword-only ones of its ``quantize_model``.
@@ -82,7 +89,7 @@ def quantize(
     Raises:
         SchemeError: the scheme does not follow the grammar.
         NonFiniteError: a parameter of the model holds a NaN or an infinity; names it.
-        QBenchError: an unknown method or parameter, or a model that is quantized already.
+        QBenchError: an unknown method, parameter or device, or a model that is quantized already.
     """
     parsed = Scheme.parse(scheme)
     if method not in METHODS:
@@ -100,6 +107,7 @@ def quantize(
             " quantize the full-precision model"
         )
     lm.check_finite(f"quantize {lm.name} with {method}")
+    place = {} if device is None else {"device": usable_device(device)}
     settings = chosen.parameters | parameters
     data = calibration
     if chosen.calibrates and data is None:
@@ -107,9 +115,9 @@ def quantize(
     copy = lm.clone()
     with torch.no_grad():
         if chosen.calibrates:
-            chosen.apply(copy.model, parsed, data, **settings)
+            chosen.apply(copy.model, parsed, data, **place, **settings)
         else:
-            chosen.apply(copy.model, parsed, **settings)
+            chosen.apply(copy.model, parsed, **place, **settings)
     recipe = {
         "method": method,
         "scheme": str(parsed),

@@ -33,16 +33,17 @@ What published code leaves open, settled here:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from dllm_qbench.quant.calibration import Calibration
-from dllm_qbench.quant.capture import BlockRunner
+from dllm_qbench.quant.capture import BlockRunner, Inputs, Streamed, mapped
 from dllm_qbench.quant.grid import Grid, find_grid
-from dllm_qbench.quant.layers import BlockRotation, QuantLinear, blocks, put, target_names
+from dllm_qbench.quant.layers import BlockRotation, QuantLinear, put, target_names
 from dllm_qbench.quant.methods.smoothquant import WRITERS, smooth
+from dllm_qbench.quant.offload import visited
 from dllm_qbench.quant.rotation import greedy_block_rotation, zigzag_permutation
 from dllm_qbench.quant.scheme import Scheme
 from dllm_qbench.seeding import derive
@@ -60,6 +61,7 @@ def quantize_model(
     model: nn.Module,
     scheme: Scheme,
     calibration: Calibration,
+    device: torch.device | None = None,
     *,
     alpha: float = 0.5,
     block_size: int = 128,
@@ -81,9 +83,9 @@ def quantize_model(
     weight_clip = weight_clip if scheme.weight_bits <= clip_bits else 1.0
     target_names(model)  # refuses a model with linears that no group covers
     symmetric = scheme.is_symmetric(symmetric_by_default(scheme))
-    factors = smooth(model, calibration, alpha, SMOOTHED)
-    runner = BlockRunner(model, calibration)
-    for index, block in enumerate(blocks(model)):
+    factors = smooth(model, calibration, alpha, SMOOTHED, device)
+    runner = BlockRunner(model, calibration, device)
+    for index, block in visited(model, device):
         for names, inputs in runner.stages(block):
             where = f"model.layers.{index}.{names[0]}"
             rotation = find_rotation(inputs, block_size, steps, tokens, derive(seed, NAME, where))
@@ -101,7 +103,7 @@ def quantize_model(
 
 
 def find_rotation(
-    inputs: Sequence[Tensor], block_size: int, steps: int, tokens: int, seed: int
+    inputs: Inputs, block_size: int, steps: int, tokens: int, seed: int
 ) -> BlockRotation:
     """Find A, P and B for the inputs ``[N, I]`` of a linear, chunk by chunk.
 
@@ -112,31 +114,47 @@ def find_rotation(
         tokens: how many tokens the greedy search looks at.
         seed: of the random part of the greedy rotations.
     """
-    x_NI = torch.cat(list(inputs))
-    I = x_NI.shape[1]  # noqa: E741 (the legend's name for the number of inputs)
+    # What fits into memory is turned in one piece.
+    parts = inputs if isinstance(inputs, Streamed) else [torch.cat(inputs)]
+    some_NI = next(iter(parts))
+    I = some_NI.shape[1]  # noqa: E741 (the legend's name for the number of inputs)
     size = max(b for b in range(1, min(block_size, I) + 1) if I % b == 0)
-    dtype = torch.promote_types(x_NI.dtype, torch.float32)
-    identity = torch.eye(size, dtype=dtype, device=x_NI.device).expand(I // size, size, size)
-    straight = torch.arange(I, device=x_NI.device)
+    dtype = torch.promote_types(some_NI.dtype, torch.float32)
+    identity = torch.eye(size, dtype=dtype, device=some_NI.device).expand(I // size, size, size)
+    straight = torch.arange(I, device=some_NI.device)
+    del some_NI
     found = BlockRotation(identity, straight, identity)
-    found.first = _greedy(found(x_NI), size, steps, tokens, derive(seed, "first"))
-    channel_I = found(x_NI).abs().amax(0)
+    found.first = _greedy(mapped(parts, found), size, steps, tokens, derive(seed, "first"))
+    channel_I = torch.stack([x_NI.abs().amax(0) for x_NI in mapped(parts, found)]).amax(0)
     found.order = zigzag_permutation(channel_I, I // size)
-    found.second = _greedy(found(x_NI), size, steps, tokens, derive(seed, "second"))
+    found.second = _greedy(mapped(parts, found), size, steps, tokens, derive(seed, "second"))
     return found
 
 
-def _greedy(x_NI: Tensor, size: int, steps: int, tokens: int, seed: int) -> Tensor:
+def _greedy(inputs: Inputs, size: int, steps: int, tokens: int, seed: int) -> Tensor:
     """Return greedy rotations found on some of the tokens, in float32 at least."""
-    chosen = x_NI
-    if len(x_NI) > tokens:
-        ranked = torch.argsort(x_NI.abs().amax(1), descending=True, stable=True)
+    largest_N = torch.cat([x_NI.abs().amax(1) for x_NI in inputs])
+    chosen = torch.arange(len(largest_N), device=largest_N.device)
+    if len(largest_N) > tokens:
+        ranked = torch.argsort(largest_N, descending=True, stable=True)
         top = (tokens + 1) // 2
         rest = ranked[top:].sort().values
         spaced = torch.linspace(0, len(rest) - 1, tokens - top, device=rest.device).long()
-        chosen = x_NI[torch.cat((ranked[:top], rest[spaced]))]
-    made = greedy_block_rotation(chosen.cpu(), size, steps, seed)
+        chosen = torch.cat((ranked[:top], rest[spaced]))
+    x_NI = _rows(inputs, chosen)
+    made = greedy_block_rotation(x_NI.cpu(), size, steps, seed)
     return made.to(x_NI.device, torch.promote_types(x_NI.dtype, torch.float32))
+
+
+def _rows(inputs: Iterable[Tensor], chosen: Tensor) -> Tensor:
+    """Return the rows of these numbers, counted through all chunks."""
+    found, start = [], 0
+    for x_NI in inputs:
+        inside = (chosen >= start) & (chosen < start + len(x_NI))
+        found.append(x_NI[chosen[inside] - start])
+        start += len(x_NI)
+    # A chunk at a time, each in the order of ``chosen``: the search looks at maxima of all rows.
+    return torch.cat(found)
 
 
 def _round(

@@ -16,13 +16,16 @@ What published code leaves open, settled here:
   them to 0, as the released code does, would break the layer on the first token that uses them;
 - **damping** adds ``damp`` times the mean of H's diagonal over live columns. (Massive activations set
   that mean: in such layers the other columns round nearly to nearest.) Where H is still not
-  positive definite, the damping grows tenfold until it is, with a warning;
+  positive definite, the damping grows tenfold until it is, with a warning that names the layer;
 - **massive tokens**: diffusion LLMs carry activations thousands of times the usual at the input of
   down_proj, on a few delimiter tokens. In X^T X they outweigh all other tokens together, and GPTQ
   then trades the others' accuracy for theirs: on the embedded LLaDA it falls *behind* rounding to
   nearest in accuracy although its layer error is half. So a token counts with at most ``token_cap``
   times the median token's norm; ``None`` is the published algorithm;
-- everything is computed in float64, H included.
+- **precision**: the solve is in float64, and so is H, except that H adds up in float32 where the model
+  runs in half precision;
+- **memory**: beside H there are at most two more matrices of its size at a time, so that 18,944 inputs
+  (Dream-7B's down_proj) take 9 GiB. What is not symmetric in a given H is averaged out.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from torch import Tensor, nn
 
 from dllm_qbench.errors import NonFiniteError
 from dllm_qbench.quant.calibration import Calibration
-from dllm_qbench.quant.capture import BlockRunner, second_moment
+from dllm_qbench.quant.capture import BlockRunner, mapped, second_moment
 from dllm_qbench.quant.grid import (
     Grid,
     code_range,
@@ -46,12 +49,14 @@ from dllm_qbench.quant.grid import (
     scale_and_zero,
     within,
 )
-from dllm_qbench.quant.layers import QuantLinear, blocks, put, target_names
+from dllm_qbench.quant.layers import QuantLinear, put, target_names
+from dllm_qbench.quant.offload import visited
 from dllm_qbench.quant.scheme import Scheme
 
 NAME = "gptq"
 LAZY_COLUMNS = 128  # the paper's B; it changes the order of the arithmetic, not the result
 _MOST_DAMPING = 1e4
+_TILE = 512  # rows that are made symmetric at a time
 
 
 def symmetric_by_default(scheme: Scheme) -> bool:
@@ -90,9 +95,18 @@ def gptq_weight(
 
 
 def solve(
-    weight: Tensor, hessian: Tensor, scheme: Scheme, symmetric: bool, damp: float, act_order: bool
+    weight: Tensor,
+    hessian: Tensor,
+    scheme: Scheme,
+    symmetric: bool,
+    damp: float,
+    act_order: bool,
+    where: str = "the weight",
 ) -> tuple[Tensor, Grid | None]:
-    """Return the dequantized weight in float64 and the grid that its groups ended up with."""
+    """Return the dequantized weight in float64 and the grid that its groups ended up with.
+
+    ``where`` names the weight in warnings.
+    """
     _check(weight, hessian, damp)
     W_OI = weight.detach().double()
     if not scheme.quantizes_weights or W_OI.numel() == 0:
@@ -103,15 +117,15 @@ def solve(
     grid = find_grid(W_OI, bits, symmetric, scheme.group)
     group = grid.group
     scale_GO, zero_GO = grid.scale.T.contiguous(), grid.zero.T.contiguous()
-    H_II = hessian.to(W_OI)
-    order = torch.arange(I, device=W_OI.device)
+    order = None
     if act_order:  # stable, so that equal diagonals keep their order on every machine
-        order = torch.argsort(H_II.diagonal(), descending=True, stable=True)
-    columns: list[int] = order.tolist()
-    U_II = inverse_factor(H_II[order][:, order], damp)
+        order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    columns: list[int] = list(range(I)) if order is None else order.tolist()
+    U_II = inverse_factor(hessian, damp, order, where)
     pivots: list[float] = U_II.diagonal().tolist()
     # Columns of W as rows: each step then reads and writes contiguous memory.
-    W_IO = W_OI.T[order].contiguous()
+    W_IO = W_OI.T.contiguous() if order is None else W_OI.T[order]
+    del W_OI
     Q_IO = torch.empty_like(W_IO)
     step = group * max(1, LAZY_COLUMNS // group)
     for start in range(0, I, step):
@@ -127,48 +141,74 @@ def solve(
             torch.sub(w_O, Q_IO[i], out=E_BO[i - start]).div_(pivots[i])
             W_IO[i + 1 : stop].addr_(U_II[i, i + 1 : stop], E_BO[i - start], alpha=-1)
         W_IO[stop:].addmm_(U_II[start:stop, stop:].T, E_BO, alpha=-1)
-    Q_OI = Q_IO[torch.argsort(order)].T.contiguous()
+    del W_IO, U_II
+    Q_OI = (Q_IO if order is None else Q_IO[torch.argsort(order)]).T.contiguous()
     return Q_OI, replace(grid, scale=scale_GO.T.contiguous(), zero=zero_GO.T.contiguous())
 
 
-def inverse_factor(hessian_II: Tensor, damp: float) -> Tensor:
-    """Return the upper triangular U with ``U^T U = (H + damping)^-1``.
+def inverse_factor(
+    hessian_II: Tensor, damp: float, order: Tensor | None = None, where: str = "the weight"
+) -> Tensor:
+    """Return the upper triangular U with ``U^T U = (H + damping)^-1``, in float64.
 
     H = R R^T with R upper triangular is Cholesky's factor read backwards, and U = R^-1: H^-1 itself,
-    which loses digits where H is close to singular, is never formed.
+    which loses digits where H is close to singular, is never formed. ``order`` is applied to rows and
+    columns first. H is left alone; two matrices of its size are alive at a time.
     """
-    H_II = (hessian_II + hessian_II.T) / 2
-    diagonal = H_II.diagonal()
+    flipped_II = _flipped(hessian_II, order)
+    diagonal = flipped_II.diagonal()
     dead = diagonal <= 0
-    mean = float(diagonal[~dead].mean()) if not bool(dead.all()) else 1.0
+    # Averaged in the order of H, which the last digit depends on.
+    live = diagonal.flip(0)[~dead.flip(0)]
+    mean = float(live.mean()) if live.numel() else 1.0
     # A dead column is coupled to nothing; any positive diagonal makes it round to nearest.
-    diagonal[dead] = mean
+    undamped = torch.where(dead, mean, diagonal)
     share = damp
     while True:
-        damped = H_II + share * mean * torch.eye(len(H_II), dtype=H_II.dtype, device=H_II.device)
-        flipped, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        diagonal.copy_(undamped + share * mean)
+        factor_II, failed = torch.linalg.cholesky_ex(flipped_II)
         if not int(failed):
             break
         share = max(10 * share, 1e-8)
         if share > _MOST_DAMPING:
             raise ValueError(
-                "gptq: the Hessian is far from positive semidefinite; pass X^T X of real inputs"
+                f"gptq: {where}: the Hessian is far from positive semidefinite; pass X^T X of real"
+                " inputs"
             )
     if share != damp:
         warnings.warn(
-            f"gptq: the Hessian is not positive definite at damp={damp:g}; used {share:g} instead",
+            f"gptq: {where}: the Hessian is not positive definite at damp={damp:g}; used {share:g}"
+            " instead",
             RuntimeWarning,
             stacklevel=2,
         )
-    identity = torch.eye(len(H_II), dtype=H_II.dtype, device=H_II.device)
-    U_II: Tensor = torch.linalg.solve_triangular(flipped.flip(0, 1), identity, upper=True)
+    del flipped_II, diagonal
+    R_II = factor_II.flip(0, 1)
+    del factor_II
+    # By columns, as LAPACK wants it: the identity is overwritten by U.
+    U_II: Tensor = torch.zeros_like(R_II, memory_format=torch.contiguous_format).T
+    U_II.fill_diagonal_(1.0)
+    torch.linalg.solve_triangular(R_II, U_II, upper=True, out=U_II)
     return U_II
+
+
+def _flipped(hessian_II: Tensor, order: Tensor | None) -> Tensor:
+    """Return ``(H + H^T) / 2`` in float64, its rows and columns in order, last first."""
+    H_II = hessian_II if order is None else hessian_II[order][:, order]
+    H_II = H_II.flip(0, 1).double()
+    for start in range(0, len(H_II), _TILE):  # in place, tile by tile
+        tile = slice(start, start + _TILE)
+        mean = (H_II[tile, start:] + H_II[start:, tile].T) / 2
+        H_II[tile, start:] = mean
+        H_II[start:, tile] = mean.T
+    return H_II
 
 
 def quantize_model(
     model: nn.Module,
     scheme: Scheme,
     calibration: Calibration,
+    device: torch.device | None = None,
     *,
     damp: float = 0.01,
     act_order: bool = False,
@@ -183,7 +223,7 @@ def quantize_model(
     """
     symmetric = scheme.is_symmetric(symmetric_by_default(scheme))
     for name, weight, grid in solved_weights(
-        model, scheme, calibration, symmetric, damp, act_order, token_cap
+        model, scheme, calibration, symmetric, damp, act_order, token_cap, device
     ):
         put(model, name, QuantLinear(weight, _linear(model, name).bias, grid, scheme, NAME))
 
@@ -196,6 +236,7 @@ def solved_weights(
     damp: float,
     act_order: bool,
     token_cap: float | None,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[str, Tensor, Grid | None]]:
     """Yield name, dequantized weight and grid of every targeted linear, in forward order.
 
@@ -205,19 +246,22 @@ def solved_weights(
     if token_cap is not None and not token_cap > 0:
         raise ValueError(f"gptq: token_cap must be above 0, or None, found {token_cap}")
     target_names(model)  # refuses a model with linears that no group covers
-    runner = BlockRunner(model, calibration)
-    for index, block in enumerate(blocks(model)):
+    runner = BlockRunner(model, calibration, device)
+    for index, block in visited(model, device):
         for names, inputs in runner.stages(block):
             linears = [_linear(block, name) for name in names]
             stacked = torch.cat([linear.weight for linear in linears])
             first = linears[0]
             if isinstance(first, QuantLinear):
-                inputs = [first.turned(x_NI) for x_NI in inputs]
+                inputs = mapped(inputs, first.turned)
+            where = f"model.layers.{index}.{names[0]}"
             try:
                 H_II = second_moment(inputs, token_cap)
-                values, grid = solve(stacked, H_II, scheme, symmetric, damp, act_order)
+                del inputs
+                values, grid = solve(stacked, H_II, scheme, symmetric, damp, act_order, where)
             except NonFiniteError as error:
-                raise NonFiniteError(f"model.layers.{index}.{names[0]}: {error}") from error
+                raise NonFiniteError(f"{where}: {error}") from error
+            del H_II, stacked
             start = 0
             for name, linear in zip(names, linears, strict=True):
                 rows = slice(start, start + linear.out_features)

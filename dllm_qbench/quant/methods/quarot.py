@@ -43,12 +43,12 @@ from dllm_qbench.quant.layers import (
     HadamardRotation,
     QuantLinear,
     Rotation,
-    blocks,
     put,
     target_names,
 )
 from dllm_qbench.quant.methods.gptq import solved_weights
 from dllm_qbench.quant.methods.rtn import round_weight
+from dllm_qbench.quant.offload import change_rows, visited
 from dllm_qbench.quant.rotation import random_signs
 from dllm_qbench.quant.scheme import UNTOUCHED, Scheme
 from dllm_qbench.seeding import derive
@@ -66,6 +66,7 @@ def quantize_model(
     model: nn.Module,
     scheme: Scheme,
     calibration: Calibration,
+    device: torch.device | None = None,
     *,
     weights: str = "gptq",
     seed: int = 0,
@@ -85,36 +86,39 @@ def quantize_model(
     if not 0 < act_clip <= 1:
         raise ValueError(f"quarot: act_clip must lie in (0, 1], found {act_clip}")
     names = target_names(model)
-    rotate(model, seed)
+    rotate(model, seed, device)
     symmetric = scheme.is_symmetric(symmetric_by_default(scheme))
     if weights == "gptq" and scheme.quantizes_weights:
         for name, weight, grid in solved_weights(
-            model, scheme, calibration, symmetric, damp, act_order, token_cap
+            model, scheme, calibration, symmetric, damp, act_order, token_cap, device
         ):
             _layer(model, name).requantize(weight, grid, scheme)
     else:
-        for name in names:
-            layer = _layer(model, name)
-            layer.requantize(*round_weight(layer.weight, scheme, symmetric), scheme)
+        for _, block in visited(model, device):
+            for name in (name for names in BLOCK_GROUPS for name in names):
+                layer = _layer(block, name)
+                layer.requantize(*round_weight(layer.weight, scheme, symmetric), scheme)
     for name in names:
         _layer(model, name).act_clip = act_clip
 
 
 @torch.no_grad()
-def rotate(model: nn.Module, seed: int) -> None:
+def rotate(model: nn.Module, seed: int, device: torch.device | None = None) -> None:
     """Apply R1 to R4 in place; the function of the model is unchanged.
 
-    Every targeted linear becomes a 16-bit :class:`QuantLinear` that knows its rotations.
+    Every targeted linear becomes a 16-bit :class:`QuantLinear` that knows its rotations. ``device`` is
+    where to compute; ``None``: where the model lives.
     """
     whole: Any = model
     width = int(whole.config.hidden_size)
     R1 = HadamardRotation(width, random_signs(width, derive(seed, "quarot", "R1")))
     _untie(whole)
-    embedding = whole.model.embed_tokens.weight
-    embedding.copy_(R1(embedding.double()))
-    head = whole.lm_head.weight
-    head.copy_(R1(head.double() * _take_gain(whole.model.norm, "model.norm")))
-    for index, block in enumerate(blocks(model)):
+    gain_D = _take_gain(whole.model.norm, "model.norm")
+    change_rows(whole.model.embed_tokens.weight, lambda rows: R1(rows.double()), device)
+    change_rows(
+        whole.lm_head.weight, lambda rows: R1(rows.double() * gain_D.to(rows.device)), device
+    )
+    for index, block in visited(model, device):
         _rotate_block(block, f"model.layers.{index}", R1, derive(seed, "quarot", "R2", index))
 
 

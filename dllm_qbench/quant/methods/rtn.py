@@ -7,10 +7,12 @@ the activations), unless the scheme says otherwise.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from dllm_qbench.quant.grid import Grid, find_grid
-from dllm_qbench.quant.layers import QuantLinear, put, target_names
+from dllm_qbench.quant.layers import BLOCK_GROUPS, QuantLinear, put, target_names
+from dllm_qbench.quant.offload import visited
 from dllm_qbench.quant.scheme import Scheme
 
 NAME = "rtn"
@@ -29,12 +31,13 @@ def round_weight(weight: Tensor, scheme: Scheme, symmetric: bool) -> tuple[Tenso
     return grid.nearest(weight), grid
 
 
-def quantize_model(model: nn.Module, scheme: Scheme) -> None:
+def quantize_model(model: nn.Module, scheme: Scheme, device: torch.device | None = None) -> None:
     """Replace every targeted linear of ``model``, in place."""
-    for name in target_names(model):
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        weight, grid = round_weight(
-            linear.weight, scheme, scheme.is_symmetric(symmetric_by_default(scheme))
-        )
-        put(model, name, QuantLinear(weight, linear.bias, grid, scheme, NAME))
+    target_names(model)  # refuses a model with linears that no group covers
+    symmetric = scheme.is_symmetric(symmetric_by_default(scheme))
+    for _, block in visited(model, device):
+        for name in (name for names in BLOCK_GROUPS for name in names):
+            linear = block.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            weight, grid = round_weight(linear.weight, scheme, symmetric)
+            put(block, name, QuantLinear(weight, linear.bias, grid, scheme, NAME))

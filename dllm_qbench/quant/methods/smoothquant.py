@@ -33,8 +33,9 @@ from torch import Tensor, nn
 
 from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.capture import channel_maxima
-from dllm_qbench.quant.layers import BLOCK_GROUPS, QuantLinear, blocks, put, target_names
+from dllm_qbench.quant.layers import BLOCK_GROUPS, QuantLinear, put, target_names
 from dllm_qbench.quant.methods.rtn import round_weight
+from dllm_qbench.quant.offload import visited
 from dllm_qbench.quant.scheme import Scheme
 
 NAME = "smoothquant"
@@ -57,6 +58,7 @@ def smooth(
     calibration: Calibration,
     alpha: float,
     writers: Collection[str] | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Apply smoothings to every block of ``model``, in place; its function is unchanged.
 
@@ -65,14 +67,16 @@ def smooth(
         calibration: what the channels' maxima are taken over.
         alpha: equation 4's.
         writers: of :data:`WRITERS`, whose channels to smooth; ``None`` means all four.
+        device: where to compute; ``None``: where the model lives.
 
     Returns:
         For each linear by full name, ``"input"``: s ``[I]`` by which its input is now divided, and,
         where its output is now divided too, ``"output"``: s ``[O]``.
     """
-    maxima = channel_maxima(model, calibration)
+    maxima = channel_maxima(model, calibration, device)
     factors: dict[str, dict[str, Tensor]] = {}
-    for index, (block, act_max) in enumerate(zip(blocks(model), maxima, strict=True)):
+    for index, block in visited(model, device):
+        act_max = maxima[index]
         for names, writer in zip(BLOCK_GROUPS, WRITERS, strict=True):
             if writers is not None and writer not in writers:
                 continue
@@ -109,6 +113,7 @@ def quantize_model(
     model: nn.Module,
     scheme: Scheme,
     calibration: Calibration,
+    device: torch.device | None = None,
     *,
     alpha: float = 0.5,
     sequences: int = 128,
@@ -121,18 +126,18 @@ def quantize_model(
         raise ValueError(f"smoothquant: sequences must be at least 1, found {sequences}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"smoothquant: alpha must lie in 0..1, found {alpha}")
-    names = target_names(model)
-    factors = smooth(model, calibration.first(sequences), alpha)
+    target_names(model)  # refuses a model with linears that no group covers
+    factors = smooth(model, calibration.first(sequences), alpha, device=device)
     symmetric = scheme.is_symmetric(symmetric_by_default(scheme))
-    for name in names:
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        weight, grid = round_weight(linear.weight, scheme, symmetric)
-        layer = QuantLinear(weight, linear.bias, grid, scheme, NAME)
-        layer.input_scale = factors[name]["input"].to(weight.dtype)
-        if "output" in factors[name]:
-            layer.output_scale = factors[name]["output"].to(weight.dtype)
-        put(model, name, layer)
+    for index, block in visited(model, device):
+        for name in (name for names in BLOCK_GROUPS for name in names):
+            linear = block.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            weight, grid = round_weight(linear.weight, scheme, symmetric)
+            layer = QuantLinear(weight, linear.bias, grid, scheme, NAME)
+            for side, factor in factors[f"model.layers.{index}.{name}"].items():
+                setattr(layer, f"{side}_scale", factor.to(weight.dtype))
+            put(block, name, layer)
 
 
 def _weight(linear: nn.Module) -> Tensor:
