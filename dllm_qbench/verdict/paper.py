@@ -127,10 +127,11 @@ def paper_band(model: str, cell: str, paper: Paper | None = None) -> Band | None
     return None
 
 
-def judge_band(record: Record, band: Band, tests_in_run: int = 1) -> tuple[Status, str]:
+def judge_band(record: Record, band: Band, tests_in_run: int | None = None) -> tuple[Status, str]:
     """Hold a record's drop against a band; the text says what was seen and why.
 
-    ``tests_in_run`` shares out the run's error rate, as in ``judge``.
+    ``tests_in_run`` shares out the run's error rate, as in ``judge``; by default over all bands that the
+    stored tables set, of cells and of averages.
     """
     pairs = Pairs.count(record.reference_correct, record.quantized_correct)
     if pairs.before == 0:
@@ -175,7 +176,7 @@ def _judge(
     drop: float,
     interval: Interval,
     p_value: Callable[[float, Literal["above", "below"]], float],
-    tests_in_run: int,
+    tests_in_run: int | None,
     size: str,
 ) -> tuple[Status, str]:
     p_values = {}
@@ -183,14 +184,14 @@ def _judge(
         p_values["drop above the band"] = p_value(band.max_drop, "above")
     if band.min_drop is not None:
         p_values["drop below the band"] = p_value(band.min_drop, "below")
-    found = judge_drop(band, interval, p_values, cell_alpha(tests_in_run))
+    found = judge_drop(band, interval, p_values, cell_alpha(tests_in_run or _all_bands()))
     low, high = interval
     text = f"{found.text}; a drop of {drop:.1f} % [{low:.1f}, {high:.1f}], {size}"
     return found.status, f"{text}; the paper: {band.sentence()}"
 
 
 def judge_against_paper(
-    record: Record, paper: Paper | None = None, tests_in_run: int = 1
+    record: Record, paper: Paper | None = None, tests_in_run: int | None = None
 ) -> PaperVerdict | None:
     """Set a record beside its printed score; ``None`` where the tables have no such cell."""
     paper = stored_paper() if paper is None else paper
@@ -234,6 +235,12 @@ def printed_scores(cell: PaperCell) -> TaskScores:
 
 def _limits(paper: Paper) -> list[Claim]:
     return [claim for finding in paper.findings for claim in finding.claims if claim.band]
+
+
+@cache
+def _all_bands() -> int:
+    paper = stored_paper()
+    return sum(cell.band is not None for cell in paper.cells.values()) + len(_limits(paper))
 
 
 @cache

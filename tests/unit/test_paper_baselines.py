@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from dllm_qbench.errors import BaselineError
+from dllm_qbench.models.released import PAPER_MODELS
 from dllm_qbench.paper import CATEGORIES, TASK_ITEMS, Claim, Group
 from dllm_qbench.paper_files import FINDINGS, read_paper
+from dllm_qbench.tasks.paper import PAPER_TASKS
 from dllm_qbench.verdict.bands import Band
 from tools.paper_baselines import REFERENCE, write
 
@@ -66,6 +68,12 @@ def test_every_method_scheme_and_task_of_the_tables_is_there(model: str, cells: 
     }
     assert set(data["cells"]) == wanted
     assert len(wanted) == cells
+
+
+def test_tasks_and_models_have_the_names_that_the_full_tier_knows_them_by() -> None:
+    assert sorted(task for tasks in CATEGORIES.values() for task in tasks) == sorted(PAPER_TASKS)
+    assert set(PAPER_TASKS) == set(TASK_ITEMS)
+    assert set(PAPER_MODELS) == set(MODELS)
 
 
 def test_tables_are_named_by_kind_of_task_and_scheme() -> None:

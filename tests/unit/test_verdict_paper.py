@@ -239,8 +239,10 @@ def test_group_is_held_to_the_average_of_its_tasks() -> None:
 
 def test_tests_of_a_run_share_its_error_rate() -> None:
     record = make_record(counts=(640, 24, 4, 332), cell="gptq/W4A16-g128/gsm8k", model=BASE)
-    assert judge_band(record, LOSSLESS)[0] == "degraded"
+    assert judge_band(record, LOSSLESS, tests_in_run=1)[0] == "degraded"
     assert judge_band(record, LOSSLESS, tests_in_run=1000)[0] == "inconclusive"
+    # By default 37 tests: 16 cells and 21 averages have a band.
+    assert judge_band(record, LOSSLESS) == judge_band(record, LOSSLESS, tests_in_run=37)
 
 
 def test_bands_of_cells_and_of_categories() -> None:
