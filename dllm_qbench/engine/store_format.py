@@ -21,7 +21,7 @@ VOLATILE: Final = frozenset({"date", "seconds", "commit", "scores"})
 """Members, at any depth, in which two values of one key may differ: when, how long, from which commit (the
 code itself is part of every key), and log-likelihoods, whose last bits depend on the batch."""
 
-_WHAT_TO_DO: Final = "the disk or a hand has changed it. Delete the file, and the next run measures again what it held"
+_WHAT_TO_DO: Final = "the disk or a hand has changed it: delete it, and a new run measures it again"
 
 
 def first_difference(
@@ -93,9 +93,9 @@ def write(kind: str, key: Mapping[str, Any], value: Any, place: str) -> str:
     try:
         # There and back: tuples become lists, and what JSON cannot express shows now, not when it is read.
         stored = parse_json(json.dumps(value, allow_nan=False), place)
-        named = plain(key)
     except (TypeError, ValueError) as error:
         raise QBenchError(f"{place}: not expressible as JSON: {error}") from error
+    named = parse_json(canonical(key, place), place)
     whole = {
         "store_version": STORE_VERSION,
         "kind": kind,
@@ -116,12 +116,12 @@ def canonical(key: Mapping[str, Any], place: str) -> str:
     if not isinstance(key, Mapping) or not key:
         raise QBenchError(f"{place}: expected a mapping with members, found {key!r}")
     try:
-        return json.dumps(plain(key), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return json.dumps(_plain(key), sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise QBenchError(f"{place}: not expressible as JSON: {error}") from error
 
 
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Return mappings of any kind as dicts, by name, and tuples as lists.
 
     Raises:
@@ -130,8 +130,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         if odd := [name for name in value if not isinstance(name, str)]:
             raise TypeError(f"the name {odd[0]!r} is no text")
-        return {name: plain(value[name]) for name in sorted(value)}
-    return [plain(inner) for inner in value] if isinstance(value, tuple | list) else value
+        return {name: _plain(value[name]) for name in sorted(value)}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value
 
 
 def sha256(text: str) -> str:
