@@ -69,6 +69,7 @@ def test_interval_of_one_task_is_near_the_score_interval(
 
 
 @given(st.lists(COUNTS, min_size=1, max_size=4))
+@settings(deadline=None)
 def test_interval_holds_the_drop_and_narrows_with_its_level(
     counts: list[tuple[int, int, int, int]],
 ) -> None:
@@ -170,7 +171,7 @@ def test_items_are_paired_by_name_whatever_their_order() -> None:
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_difference_turns_round_with_its_sides(seed: int) -> None:
     one, other = two_quantizers(seed, 60)
     there, back = compare_drops([one], [other]), compare_drops([other], [one])
