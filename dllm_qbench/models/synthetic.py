@@ -197,7 +197,9 @@ def write_checkpoint(
     return folder
 
 
-def write_stand_ins(models_dir: Path, texts: Iterable[str] = (), seed: int = 0) -> dict[str, Path]:
+def write_stand_ins(
+    models_dir: Path, texts: Iterable[str] = (), seed: int = 0, vocabulary: int = 512
+) -> dict[str, Path]:
     """Write a tiny stand-in for every released model, where :func:`dllm_qbench.models.hub.locate` finds it.
 
     Each has its model's architecture, format and special tokens, and weights of its own.
@@ -206,6 +208,7 @@ def write_stand_ins(models_dir: Path, texts: Iterable[str] = (), seed: int = 0) 
         models_dir: gets one folder a model.
         texts: their tokenizers learn from these; without any they read bytes.
         seed: of all weights.
+        vocabulary: tokens of each tokenizer, at most; more make shorter prompts.
 
     Returns:
         The folder of each model, by name.
@@ -214,7 +217,9 @@ def write_stand_ins(models_dir: Path, texts: Iterable[str] = (), seed: int = 0) 
     made = {}
     for spec in MODELS.values():
         folder = models_dir / spec.hub_id.split("/")[-1]
-        ids = write_tokenizer(folder, spec.architecture, texts, chat=spec.chat)
+        ids = write_tokenizer(
+            folder, spec.architecture, texts, chat=spec.chat, vocabulary=vocabulary
+        )
         # As in the released ones, the embedding has rows that no token uses.
         rows = -(-(max(ids.values()) + 1) // 64) * 64 + 64
         tokens: dict[str, Any] = {
