@@ -29,15 +29,13 @@ def first_difference(
 ) -> str | None:
     """Name the first place where two JSON values differ, with both values; ``None`` where none does.
 
-    Members whose name is ignored may differ or be missing. The order of members counts: layers come in
-    forward order.
+    Members whose name is ignored may differ or be missing. As in JSON, the order of members says nothing.
 
     >>> first_difference({"a": [1, 2], "date": "Monday"}, {"a": [1, 3], "date": "Tuesday"})
     'a[1]: 2, 3'
     """
     if isinstance(one, dict) and isinstance(other, dict):
-        names = [name for name in one if name not in ignored]
-        others = [name for name in other if name not in ignored]
+        names, others = (sorted(value.keys() - ignored) for value in (one, other))
         if names != others:
             return f"{place or 'members'}: {_short(names)}, {_short(others)}"
         inner = ((f"{place}.{name}".lstrip("."), one[name], other[name]) for name in names)

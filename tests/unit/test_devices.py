@@ -68,6 +68,8 @@ def test_worker_n_gets_the_nth_visible_gpu() -> None:
     chosen = [choose_device(f"gw{n}", 3, environ) for n in range(3)]
     assert chosen == [{"CUDA_VISIBLE_DEVICES": name} for name in ("3", A, "1")]
     assert choose_device("gw1", 2, environ) == {"CUDA_VISIBLE_DEVICES": A}
+    # The fourth worker of three: one had crashed.
+    assert choose_device("gw3", 3, environ) == {"CUDA_VISIBLE_DEVICES": "3"}
 
 
 def test_without_the_variable_the_tool_is_asked(machine: Path) -> None:
@@ -145,9 +147,9 @@ def test_one_device_is_not_shared_unless_asked_for() -> None:
     assert choose_device("gw0", 2, {}, device="cuda:1", oversubscribe=True) == {}
 
 
-@pytest.mark.parametrize("worker", ["gw2", "x", "gw", "gw-1", ""])
+@pytest.mark.parametrize("worker", ["x", "gw", "gw-1", "", "1"])
 def test_name_of_a_worker_is_checked(worker: str) -> None:
-    with pytest.raises(QBenchError, match="expected pytest-xdist's names, gw0 to gw1"):
+    with pytest.raises(QBenchError, match="expected pytest-xdist's names, gw0 on"):
         choose_device(worker, 2, {"CUDA_VISIBLE_DEVICES": "0,1"})
 
 
@@ -189,6 +191,3 @@ def test_each_of_xdists_workers_has_its_gpu_before_torch_comes(
         path.name: path.read_text() for path in (pytester.path / "base").iterdir() if path.is_file()
     }
     assert found == {"gw0": B, "gw1": A}
-    result = pytester.runpytest_subprocess(*plugin, "-n3", "--qbench-device=cuda")
-    assert result.ret != 0
-    assert "3 workers, and 2 GPUs" in str(result.outlines + result.errlines)
