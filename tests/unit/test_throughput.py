@@ -53,9 +53,9 @@ def test_generation_gains_from_batches(model: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_three_families_together_gain_most_of_what_likelihood_gains(model: str) -> None:
-    """Measured: 8.3 to 9.5 times, over as many items of each; eight are too few to measure it closely."""
+    """Measured: 8.6 and 9.5 times, over as many items of each; 6.8 with other programs in the caches."""
     ratio = timings(model)[WHOLE].undisturbed
-    assert ratio > 6, timings(model)[WHOLE]
+    assert ratio > 5, timings(model)[WHOLE]
 
 
 @pytest.mark.parametrize("model", MODELS)
