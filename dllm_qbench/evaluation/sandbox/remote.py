@@ -257,27 +257,41 @@ def _not_data(value: Any) -> int:
     raise TypeError(f"a {type(value).__name__} cannot be handed to the program")
 
 
-def examine(client: Client, prelude: str, test: str, entry: str) -> None:
-    """Run a test against the program behind ``client``; whatever goes wrong is raised.
+def prepare(prelude: str, test: str, entry: str) -> Callable[[Client], None]:
+    """Return what runs a test against the program behind a client; whatever goes wrong is raised there.
+
+    Before the audit hook: Python looks for the file of a text with a syntax error. Nothing is run yet.
 
     Args:
-        client: has not been asked anything; its first reply says that the program's text has run.
-        prelude: the task's own text before the answer (HumanEval's prompt): its helpers are run here,
-            so that a program cannot redefine what its test relies on.
+        prelude: the task's own text before the answer (HumanEval's prompt): its helpers are run on the
+            test's side, so that a program cannot redefine what its test relies on.
         test: asserts, or for an ``entry`` the function ``check``.
         entry: the function that is handed to ``check``; empty where the test calls it by name.
     """
-    client.wait()
-    space: dict[str, Any] = {"__name__": "test"}
-    if prelude:
-        exec(compile(_closed(prelude), "<prelude>", "exec"), space)  # noqa: S102 - the task's own
-    for name in unbound(test, space):
-        space[name] = _KNOWN.get(name) or _module(test, name) or client.ask("name", name)
-    if entry:
-        space[entry] = client.ask("name", entry)
-    exec(compile(test, "<test>", "exec"), space)  # noqa: S102 - the task's own
-    if entry:
-        space["check"](space[entry])
+    try:
+        before = compile(_closed(prelude), "<prelude>", "exec")
+        asserts = compile(test, "<test>", "exec")
+    except (SyntaxError, ValueError) as error:
+        broken = f"the task's own text is no Python: {error}"
+
+        def refuse(_: Client) -> None:
+            raise ValueError(broken)
+
+        return refuse
+
+    def examine(client: Client) -> None:
+        client.wait()  # the first reply says that the program's text has run
+        space: dict[str, Any] = {"__name__": "test"}
+        exec(before, space)  # noqa: S102 - the task's own
+        for name in unbound(test, space):
+            space[name] = _KNOWN.get(name) or _module(test, name) or client.ask("name", name)
+        if entry:
+            space[entry] = client.ask("name", entry)
+        exec(asserts, space)  # noqa: S102 - the task's own
+        if entry:
+            space["check"](space[entry])
+
+    return examine
 
 
 def _closed(prelude: str) -> str:

@@ -207,9 +207,9 @@ def _examiner(
     limits: dict[str, float],
 ) -> NoReturn:
     """Run a test in this (forked) process; never returns."""
+    examine = remote.prepare(**check)
     _contain(channels, report, token, limits)
-    client = remote.Client(*channels)
-    _finish(report, token, lambda: remote.examine(client, **check))
+    _finish(report, token, lambda: examine(remote.Client(*channels)))
 
 
 def _collect(channel: int, deadline: float) -> tuple[bytes, bool]:
