@@ -53,6 +53,7 @@ class JobRunner(CellRunner):
         self.spec: ModelSpec | None = spec
         self._keep = None if store is None else _Kept(store, setup.device)
         self._store = store
+        self._benchmarks: dict[str, Benchmark] = {}
         self._both_fit = True
 
     def fits(self, job: Job) -> bool:
@@ -99,15 +100,17 @@ class JobRunner(CellRunner):
         """Return the task: one of the embedded families, or one of the paper's."""
         if task in TASKS:
             return find_benchmark(task)
-        from dllm_qbench.evaluation.paper_benchmark import paper_benchmark
+        if task not in self._benchmarks:
+            from dllm_qbench.evaluation.paper_benchmark import paper_benchmark
 
-        return paper_benchmark(
-            task,
-            data_dir=_path(self.setup.data_dir),
-            model=None if self.spec is None else self.spec.fitted_to(self.lm),
-            profile="brief" if self.setup.profile == "brief" else "paper",
-            run_programs=self.setup.run_programs,
-        )
+            self._benchmarks[task] = paper_benchmark(
+                task,
+                data_dir=_path(self.setup.data_dir),
+                model=None if self.spec is None else self.spec.fitted_to(self.lm),
+                profile="brief" if self.setup.profile == "brief" else "paper",
+                run_programs=self.setup.run_programs,
+            )
+        return self._benchmarks[task]
 
     def run(self, job: Job, progress: Progress | None = None) -> Record:
         """Return the job's record: the store's, or measured now.
@@ -181,6 +184,7 @@ class JobRunner(CellRunner):
         origin = {
             "hub_id": self.spec.hub_id,
             "revision": self.spec.revision,
+            "profile": self.setup.profile,
             "stands_in": self.stands_in,
         }
         return replace(record, provenance={**record.provenance, "model": origin})
