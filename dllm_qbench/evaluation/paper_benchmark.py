@@ -72,10 +72,19 @@ def paper_benchmark(
         require_consent(task, run_programs)
     files = paper_data.require(paper.sources(settings), data_dir)
     stats = tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for f in files.values() for p in f)
-    key = (task, repr(model), profile, run_programs, stats)
+    key = (task, _asked(model), profile, run_programs, stats)
     if key not in _built:
         _built[key] = PaperBenchmark(settings, files, model, profile, run_programs)
     return _built[key]
+
+
+def _asked(model: ModelSpec | None) -> tuple[Any, ...]:
+    """Return what of a model's release a benchmark depends on: models that are asked alike share it."""
+    if model is None:
+        return ()
+    ids = model.forbidden_ids, model.unconfident_ids
+    generation = tuple(sorted((name, repr(value)) for name, value in model.generation.items()))
+    return model.architecture == "Dream", model.chat, *ids, generation
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,8 @@ def humaneval_check(doc: Mapping[str, Any], answer: str, *, chat: bool) -> Check
 
 
 def mbpp_check(doc: Mapping[str, Any], answer: str, *, chat: bool) -> Check:
-    """The answer against the document's asserts."""
-    tests = "\n".join([doc["test_setup_code"], *doc["test_list"]])
-    return Check(program=first_block(answer) if chat else answer, test=tests)
+    """The answer against the document's asserts; lm-eval leaves ``test_setup_code`` out, too."""
+    return Check(program=first_block(answer) if chat else answer, test="\n".join(doc["test_list"]))
 
 
 CHECKS: Mapping[str, Callable[..., Check]] = {"humaneval": humaneval_check, "mbpp": mbpp_check}

@@ -102,7 +102,6 @@ FIELDS: Mapping[str, Mapping[str, _Check]] = {
         "text": _TEXT,
         "code": _TEXT,
         "test_list": ("a list of three or more strings", lambda value, _: _strings(value, 3)),
-        "test_setup_code": _TEXT,
     },
 }
 IDS: Mapping[str, str] = {

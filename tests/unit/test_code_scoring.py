@@ -14,6 +14,9 @@ from dllm_qbench.errors import QBenchError
 from dllm_qbench.evaluation import sandbox
 from dllm_qbench.evaluation.sandbox import Check, Outcome, run_checks
 from dllm_qbench.evaluation.sandbox.remote import decode, encode, unbound
+from dllm_qbench.tasks.paper import definitions
+from dllm_qbench.tasks.paper_code import listed_samples, mbpp_check
+from dllm_qbench.tasks.paper_settings import SETTINGS
 
 HEAD = 'from typing import List\n\n\ndef add(a: int, b: int) -> int:\n    """Add.\n    """\n'
 TEST = (
@@ -315,6 +318,21 @@ def test_a_test_that_is_broken_does_not_pass() -> None:
     right = "def f():\n  return 1"
     assert statuses(mbpp(right, "assert f( == 1"), mbpp(right, "assert g() == 1")) == ["error"] * 2
     assert statuses(Check(right, "x = 1", "f")) == ["error"]  # no check
+
+
+def test_text_that_is_no_program_is_wrong_like_any_other() -> None:
+    texts = ("\ud800", "x = '\ud800'\0", "\0", "\ufeff", "(" * 10**5, "", "\x0c\r\n\t", "é = 1")
+    assert statuses(*[mbpp(text, "assert f() == 1") for text in texts]) == ["error"] * len(texts)
+    assert statuses(mbpp("def f():\r  return 'é\\ud800'", "assert f()[0] == 'é'")) == ["ok"]
+
+
+def test_lm_evals_own_mbpp_examples_pass() -> None:
+    """Three published records, with their line ends and blanks; the code of one is wrong for another."""
+    utils = definitions(SETTINGS["mbpp"])[0].with_name("utils.py")
+    docs = listed_samples(utils)
+    checks = [mbpp_check(doc, other["code"], chat=False) for doc in docs for other in docs]
+    expected = ["ok" if doc is other else "error" for doc in docs for other in docs]
+    assert statuses(*checks) == expected
 
 
 def test_neighbours_are_not_harmed() -> None:

@@ -220,6 +220,15 @@ def test_changed_files_are_read_again(tmp_path: Path) -> None:
         assert paper_benchmark("piqa", data_dir=tmp_path, model=None).size() == count
 
 
+def test_models_that_are_asked_alike_share_a_benchmark(paper_data: Path) -> None:
+    def made(name: str) -> PaperBenchmark:
+        return paper_benchmark("gsm8k", data_dir=paper_data, model=MODELS[name])
+
+    assert made("llada-8b-base") is made("illada-8b")
+    assert made("llada-8b-base") is not made("dream-7b-base")
+    assert made("llada-8b-base") is not made("llada-8b-instruct")
+
+
 def test_unknown_names_list_the_known_ones(paper_data: Path) -> None:
     with pytest.raises(
         TaskError, match="'boolq' is not one of the paper's; tasks: winogrande, piqa"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,18 @@ def _no_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+
+
+def test_looking_for_files_loads_nothing_heavy(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom dllm_qbench.tasks.paper import PAPER_TASKS, data_status\n"
+        f"[data_status(task, Path({str(tmp_path)!r})) for task in PAPER_TASKS]\n"
+        "print([m for m in ('torch', 'lm_eval', 'datasets', 'pandas', 'transformers') if m in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (run.stdout, run.stderr) == ("[]\n", "")
 
 
 def test_what_each_task_needs() -> None:

@@ -19,7 +19,7 @@ from dllm_qbench.evaluation import paper_benchmark as module
 from dllm_qbench.evaluation.paper_benchmark import paper_benchmark
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.models.released import MODELS, ModelSpec
-from dllm_qbench.tasks.paper import PAPER_TASKS, definitions
+from dllm_qbench.tasks.paper import PAPER_TASKS, definitions, sources
 from dllm_qbench.tasks.paper_code import first_block, listed_samples
 from dllm_qbench.tasks.paper_lm_eval import InOrder
 from dllm_qbench.tasks.paper_settings import SETTINGS, mask_samples, sampler_settings
@@ -404,6 +404,26 @@ def test_mathematics_is_compared_by_value(
     monkeypatch.setattr(module, "DiffusionAdapter", oracle(lambda *_: text))
     benchmark = paper_benchmark("minerva_math", data_dir=paper_data, model=None)
     assert benchmark.answers(worded, 0, 1, 0).correct == (expected,)
+
+
+def test_lm_evals_own_minerva_examples_are_right(
+    worded: DiffusionLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four published problems, answered by their solutions and by each other's."""
+    settings = SETTINGS["minerva_math"]
+    published = listed_samples(definitions(settings)[0].with_name("utils.py"))
+    made = [{name: entry[name] for name in ("problem", "solution")} for entry in published]
+    for source in sources(settings):
+        write_jsonl(tmp_path / f"minerva_math/{source.config}/test.jsonl", made)
+    solutions = [entry["solution"] for entry in made]
+    for shift, expected in ((0, True), (1, False)):
+        monkeypatch.setattr(
+            module,
+            "DiffusionAdapter",
+            oracle(lambda _, doc, shift=shift: solutions[(doc["number"] + shift) % 4]),  # type: ignore[misc]
+        )
+        benchmark = paper_benchmark("minerva_math", data_dir=tmp_path, model=None)
+        assert benchmark.answers(worded, 0, 4, 0).correct == (expected,) * 4
 
 
 # --- what is not run

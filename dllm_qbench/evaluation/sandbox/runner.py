@@ -303,7 +303,7 @@ def check_one(read: Callable[[], str], remote: ModuleType, limits: dict[str, flo
 def _part() -> str:
     """Read one part from standard input, and not a byte more: the next may be a test."""
     size = int.from_bytes(_exactly(8), "big")
-    return _exactly(size).decode()
+    return _exactly(size).decode("utf-8", "surrogatepass")
 
 
 def _exactly(count: int) -> bytes:
