@@ -143,7 +143,9 @@ class RayEngine:
         for number, jobs in enumerate(groups):
             group = _Group(number, list(jobs), [])
             for index, job in enumerate(jobs):
-                kept = keep and keep.get("results", _key(run, job, state))
+                kept: Result | None = None
+                if keep is not None:
+                    kept = keep.get("results", _key(run, job, state))
                 if kept is None:
                     group.left.append(index)
                 else:
