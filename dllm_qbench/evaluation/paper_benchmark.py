@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,6 @@ class PaperBenchmark:
         )
         self._definitions: list[str] = []
         self._subtasks: list[_Subtask] = []
-        self._require_extras()
         places = paper.definitions(task, chat=self._chat)
         for source, place in zip(paper.sources(task), places, strict=True):
             config = configured(
@@ -318,15 +316,6 @@ class PaperBenchmark:
                 f"task {self.family}: {self._task.shots} examples are shown, but"
                 f" {self._files[source, source.splits[-1]][0]} has {shown}"
             )
-
-    def _require_extras(self) -> None:
-        if self._task.metric == "math_verify":
-            absent = [m for m in ("math_verify", "sympy", "antlr4") if find_spec(m) is None]
-            if absent:
-                raise TaskError(
-                    f"task {self.family}: lm-eval's scorer needs {', '.join(absent)}: install with:"
-                    " pip install 'lm-eval[math]'"
-                )
 
     def _require_main_thread(self) -> None:
         """Refuse to score mathematics where it would silently be wrong.

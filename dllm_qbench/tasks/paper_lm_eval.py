@@ -29,6 +29,7 @@ from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from dllm_qbench.errors import TaskError
 from dllm_qbench.tasks import paper_code
 from dllm_qbench.tasks.embedded.scoring import winners
 from dllm_qbench.tasks.paper_settings import TURN_ENDS, PaperTask
@@ -120,8 +121,17 @@ def configured(
         chat: answers come from a chat model.
         sampler: ``generation_kwargs`` of a task that generates, beside ``until``.
         allowed: generated programs may be run.
+
+    Raises:
+        TaskError: what lm-eval's scorer needs is not installed.
     """
-    config: dict[str, Any] = load_yaml(definition, resolve_func=not task.code)
+    try:
+        config: dict[str, Any] = load_yaml(definition, resolve_func=not task.code)
+    except (ImportError, AssertionError) as error:  # minerva_math's scorer, or another antlr4
+        raise TaskError(
+            f"task {task.name}: lm-eval's own functions for it cannot be loaded ({str(error)[:200]});"
+            " install what they need with: pip install 'lm-eval[math]'"
+        ) from error
     for name in _STRUCTURE:
         config.pop(name, None)
     asked = config.get("test_split") or config.get("validation_split")

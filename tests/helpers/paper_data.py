@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dllm_qbench.tasks.paper import definitions, sources
+from dllm_qbench.tasks.paper import sources
 from dllm_qbench.tasks.paper_settings import SETTINGS
 
 SHOTS = 5  # examples to show, at least as many as any task shows
@@ -37,13 +37,6 @@ def write_paper_data(folder: Path, records: int = 4) -> Path:
                 made = [record(task.name, first + n) for n in range(count)]
                 write_jsonl(home / f"{split}.jsonl", made)
     return folder
-
-
-def texts() -> list[str]:
-    """Return what a stand-in's tokenizer should learn from, so that prompts are shorter than their bytes."""
-    found = [json.dumps(record(task, n)) for task in SETTINGS for n in range(3)]
-    examples = definitions(SETTINGS["mbpp"])[0].with_name("utils.py").read_text(encoding="utf-8")
-    return [*found, examples, "You are an expert Python programmer, and here is your task:" * 20]
 
 
 def write_jsonl(path: Path, records: Sequence[Record]) -> Path:

@@ -19,6 +19,7 @@ from dllm_qbench.evaluation import paper_benchmark as module
 from dllm_qbench.evaluation.paper_benchmark import paper_benchmark
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.models.released import MODELS, ModelSpec
+from dllm_qbench.tasks import paper_lm_eval
 from dllm_qbench.tasks.paper import PAPER_TASKS, definitions, sources
 from dllm_qbench.tasks.paper_code import first_block, listed_samples
 from dllm_qbench.tasks.paper_lm_eval import InOrder
@@ -424,6 +425,21 @@ def test_lm_evals_own_minerva_examples_are_right(
         )
         benchmark = paper_benchmark("minerva_math", data_dir=tmp_path, model=None)
         assert benchmark.answers(worded, 0, 4, 0).correct == (expected,) * 4
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("`sympy`, ..."), AssertionError("4.11")])
+def test_a_scorer_that_is_not_installed_says_what_to_install(
+    error: Exception, paper_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(paper_lm_eval, "load_yaml", broken)
+    spec = replace(
+        CHAT, generation={"temperature": 0.125}
+    )  # asked as in no other test: nothing is shared
+    with pytest.raises(TaskError, match=r"minerva_math: .*pip install 'lm-eval\[math\]'"):
+        paper_benchmark("minerva_math", data_dir=paper_data, model=spec)
 
 
 # --- what is not run
