@@ -40,6 +40,8 @@ from dllm_qbench.tasks.paper_settings import (
     sampler_settings,
 )
 
+BRIEF_ITEMS = 8  # canvases and drafts of the brief profile
+
 _built: dict[tuple[Any, ...], PaperBenchmark] = {}
 
 
@@ -226,14 +228,16 @@ class PaperBenchmark:
         )
 
     def canvases(self, lm: DiffusionLM, seed: int, items: int) -> Canvases:
-        """Return partly masked true answers of the first items, one canvas each."""
-        return masked_answers(lm, self.family, seed, self._questions(lm, items))
+        """Return partly masked true answers of the first items, one canvas each; of 8 in brief."""
+        return masked_answers(lm, self.family, seed, self._questions(lm, self._few(items)))
 
     def drafts(self, lm: DiffusionLM, seed: int, items: int) -> list[Trace]:
-        """Let a model write the answers of the first items, one token a step."""
-        return draft_answers(
-            lm, self.family, seed, self._questions(lm, items), self._manner.suppressed()
-        )
+        """Let a model write the answers of the first items, one token a step; of 8 in brief."""
+        questions = self._questions(lm, self._few(items))
+        return draft_answers(lm, self.family, seed, questions, self._manner.suppressed())
+
+    def _few(self, items: int) -> int:
+        return min(items, BRIEF_ITEMS) if self._profile == "brief" else items
 
     def _answer(
         self, subtask: _Subtask, sample: Mapping[str, Any], adapter: DiffusionAdapter
