@@ -261,6 +261,7 @@ def _key(run: str, job: Mapping[str, Any], state: Mapping[str, Any] | None) -> d
 def _import_ray() -> Any:
     """Import Ray, quietly."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A job without a GPU keeps the environment it has; without this, Ray warns that it will.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         return importlib.import_module("ray")
