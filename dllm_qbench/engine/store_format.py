@@ -35,8 +35,9 @@ def first_difference(
     'a[1]: 2, 3'
     """
     if isinstance(one, dict) and isinstance(other, dict):
-        names, others = (sorted(value.keys() - ignored) for value in (one, other))
-        if names != others:
+        names = [name for name in one if name not in ignored]
+        others = [name for name in other if name not in ignored]
+        if set(names) != set(others):
             return f"{place or 'members'}: {_short(names)}, {_short(others)}"
         inner = ((f"{place}.{name}".lstrip("."), one[name], other[name]) for name in names)
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):

@@ -124,6 +124,11 @@ def test_volatile_members_never_count(value: Any, name: str, one: Any, other: An
     assert first_difference(left, {"a": [value, {}]}) is None
 
 
+def test_order_of_members_says_nothing_and_that_of_entries_does() -> None:
+    assert first_difference({"a": 1, "b": [1, 2]}, {"b": [1, 2], "a": 1}) is None
+    assert first_difference({"b": [1, 2], "a": 1}, {"a": 2, "b": [2, 1]}) == "b[0]: 1, 2"
+
+
 def damage(content: bytes, how: str) -> bytes:
     match how:
         case "flip":
