@@ -224,7 +224,8 @@ def _create(draft: Path, path: Path) -> bool:
     try:
         os.link(draft, path)
     except FileExistsError:
-        return False
+        # A network file system may have done it, lost the answer, and been asked again.
+        return draft.stat().st_nlink == 2
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise

@@ -222,6 +222,20 @@ def test_lease_works_without_hard_links(store: Store, monkeypatch: pytest.Monkey
     assert store.get("records", KEY) == [1]
 
 
+def test_link_that_was_made_though_the_file_system_says_otherwise_is_ours(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def twice(*places: Path) -> None:
+        link(*places)
+        link(*places)
+
+    monkeypatch.setattr(leases.os, "link", twice)
+    with store.lease("records", KEY) as ours, store.lease("records", KEY) as theirs:
+        assert (ours, theirs) == (True, False)
+
+
 def test_lease_file_without_content_is_held_until_it_is_old(store: Store) -> None:
     path = plant(store, Holder.here())
     path.write_text("")
