@@ -151,19 +151,24 @@ class JobRunner(CellRunner):
         if self._store is None or self._keep is None or parameters:
             return super().quantized(method, scheme, **parameters)
         if key not in self._quantized:
-            place = self._store.folder_for(
-                "quantized", self._keep.key(self._subject(Job(self.model, method, str(scheme), "")))
-            )
-            if not place.is_dir():
-                made = quantize(
-                    self.lm, method, scheme, calibration=self.calibration, device=self.device
-                )
-                save_quantized(made, place)
-                del made
-                gc.collect()
+            subject = self._keep.key(self._subject(Job(self.model, method, str(scheme), "")))
+            place = self._store.folder_for("quantized", subject)
+            while not place.is_dir():
+                with self._store.lease("quantized", subject, wait=True) as ours:
+                    if ours and not place.is_dir():
+                        self._quantize_into(place, method, scheme)
             # What others read is what this process goes on with.
-            self._quantized[key] = load_quantized(place, self.device if self._both_fit else "cpu")
+            home = self.device if self._both_fit else "cpu"
+            self._quantized[key] = load_quantized(place, home, source=self.lm.fingerprint())
         return self._quantized[key]
+
+    def _quantize_into(self, place: Path, method: str, scheme: str | Scheme) -> None:
+        if not self._both_fit:
+            self.lm.model.to("cpu")  # the method takes it to the device block by block
+        made = quantize(self.lm, method, scheme, calibration=self.calibration, device=self.device)
+        save_quantized(made, place, source=self.lm.fingerprint())
+        del made
+        gc.collect()
 
     def audited(self, quantized: DiffusionLM) -> AuditReport:
         """Audit a quantized model, once; with ``cheap`` audits, by those that do not quantize again."""

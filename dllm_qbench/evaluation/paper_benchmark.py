@@ -60,7 +60,7 @@ def paper_benchmark(
         data_dir: where the data are, as :mod:`dllm_qbench.tasks.paper_data` describes; ``None`` takes the
             Hugging Face caches.
         model: how the model is asked and sampled; ``None`` asks it plainly.
-        profile: ``"paper"``, or ``"brief"`` for a dry run: two masks per choice, 32 tokens in 8 steps.
+        profile: ``"paper"``, or ``"brief"`` for a dry run: two masks per choice, 16 tokens in 4 steps.
         run_programs: agree that HumanEval and MBPP run what the model wrote, sandboxed.
 
     Raises:
