@@ -209,7 +209,7 @@ def test_provenance_says_how_it_was_asked(paper_data: Path) -> None:
     }
     assert (found["profile"], found["shots"], found["filter"]) == ("paper", 4, "flexible-extract")
     brief_one = brief("gsm8k", paper_data).provenance
-    assert brief_one["sampler"]["gen_length"] == 32
+    assert brief_one["sampler"]["gen_length"] == 16
     assert brief("piqa", paper_data).provenance["mask_samples"] == 2
 
 
@@ -299,7 +299,7 @@ def test_dream_gets_its_own_settings_and_a_beginning(
         "algorithm": "entropy",
         "top_p": 0.95,
         "alg_temp": 0.0,
-        "block_length": 32,
+        "block_length": 16,
     }
     assert dream.tokenizer is not None
     assert call["prompts"][0][0] == dream.tokenizer.bos_token_id
