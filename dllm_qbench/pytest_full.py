@@ -26,18 +26,27 @@ if TYPE_CHECKING:
 
 
 def pick_device(config: pytest.Config, settings: Settings) -> None:
-    """Give an xdist worker a GPU of its own; must come before torch is imported."""
+    """Give an xdist worker a GPU of its own; must come before torch is imported.
+
+    Raises:
+        pytest.UsageError: more workers than GPUs; told where the workers are started, too.
+    """
     if not settings.device.startswith("cuda"):
         return
     from dllm_qbench.engine.devices import choose_device
     from dllm_qbench.errors import QBenchError
 
-    worker: Any = config.workerinput  # type: ignore[attr-defined]
+    worker: Any = getattr(config, "workerinput", None)
+    workers = config.getoption("numprocesses", None) if worker is None else worker["workercount"]
+    if not workers:
+        return
+    name = "gw0" if worker is None else str(worker["workerid"])
     try:
-        chosen = choose_device(str(worker["workerid"]), int(worker["workercount"]), os.environ)
+        chosen = choose_device(name, int(workers), os.environ, device=settings.device)
     except QBenchError as error:
         raise pytest.UsageError(f"--qbench-device {settings.device}: {error}") from error
-    os.environ.update(chosen)
+    if worker is not None:
+        os.environ.update(chosen)
 
 
 class FullTier:

@@ -53,8 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{name}: {text}")
     config.stash[_RUN] = run = Run(config)
     config.stash[_FULL] = FullTier(run)
-    if run.on_worker:
-        pick_device(config, run.settings)
+    pick_device(config, run.settings)
     config.pluginmanager.register(run, "qbench-run")
     config.pluginmanager.register(config.stash[_FULL], "qbench-full-tier")
 

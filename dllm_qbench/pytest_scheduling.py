@@ -8,7 +8,7 @@ from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling
 
-_CELL = re.compile(r"\[(?P<quantized>(?P<model>.+)-[a-z]+-W\d+A\d+[^\[\]]*)-[a-z]+\]$")
+_CELL = re.compile(r"\[(?P<quantized>(?P<model>.+)-[a-z]+-W\d+A\d+[^\[\]]*)-[a-z0-9_]+\]$")
 
 
 def scope_of(nodeid: str, models: Sequence[str], workers: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dllm_qbench.engine.store_format import first_difference
 from dllm_qbench.full_matrix import QUANTIZERS
 from dllm_qbench.models.released import MODELS, PAPER_MODELS
 from dllm_qbench.outcomes import read_records
@@ -122,3 +123,26 @@ def test_a_second_run_takes_everything_from_the_store(local: Local, tmp_path: Pa
         assert run.returncode == 0, run.stdout[-6000:]
     first, second = (read_records(tmp_path / f"{name}.jsonl") for name in ("first", "second"))
     assert first == second  # seconds and dates too: nothing was measured again
+
+
+def test_cells_of_a_cluster_are_those_of_this_process(local: Local, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="cells on a cluster need the extra 'ray'")
+    options = ("-k", "quarot-W8A8 and (arc_easy or minerva)", "--qbench-profile=brief")
+    found = {}
+    for engine in ("local", "ray"):
+        folder = tmp_path / engine
+        records = tmp_path / f"{engine}.jsonl"
+        run = run_full(
+            *local.options,
+            *options,
+            "--qbench-model=dream-7b-base",
+            "--qbench-limit=2",
+            f"--qbench-engine={engine}",
+            f"--qbench-records={records}",
+            folder=folder,
+        )
+        assert run.returncode == 0, run.stdout[-6000:]
+        found[engine] = [record.to_dict() for record in read_records(records)]
+    assert len(found["ray"]) == len(found["local"]) == 2
+    for here, there in zip(found["local"], found["ray"], strict=True):
+        assert first_difference(here, there) is None

@@ -49,6 +49,17 @@ LIGHT = (
     "dllm_qbench.baseline_cell",
     "dllm_qbench.baselines",
     "dllm_qbench.outcomes",
+    "dllm_qbench.models.released",
+    "dllm_qbench.models.hub",
+    "dllm_qbench.full_matrix",
+    "dllm_qbench.tasks.paper",
+    "dllm_qbench.engine.jobs",
+    "dllm_qbench.engine.store",
+    "dllm_qbench.engine.leases",
+    "dllm_qbench.engine.merge",
+    "dllm_qbench.engine.devices",
+    "dllm_qbench.engine.ray_engine",
+    "dllm_qbench.cli",
     "dllm_qbench.verdict.bands",
     "dllm_qbench.verdict.statistics",
     "dllm_qbench.verdict.localise",
@@ -59,7 +70,7 @@ LIGHT = (
     "dllm_qbench.terminal",
     "dllm_qbench.pytest_plugin",
 )
-HEAVY = ("torch", "transformers", "lm_eval", "datasets", "pandas")
+HEAVY = ("torch", "transformers", "lm_eval", "datasets", "pandas", "ray")
 
 
 def modules() -> list[str]:

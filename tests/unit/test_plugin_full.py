@@ -212,3 +212,15 @@ def test_bad_options_are_named(full: Suite, option: str, said: str) -> None:
     result = full.run("-m", "full", option)
     result.stderr.fnmatch_lines([f"*{said}*"])
     assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_more_workers_than_gpus_are_refused_before_any_starts(
+    full: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xdist", reason="workers come with pytest-xdist, in the extra 'test'")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    result = full.run("-m", "full", "--qbench-device=cuda", "-n", "3")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--qbench-device cuda: *3 workers*2 GPU*"])
+    result = full.run("-m", "full", "--qbench-device=cuda:1", "-n", "2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -131,4 +131,7 @@ def test_workers_share_out_cells_by_what_these_have_in_common(workers: int, expe
         for task in ("general", "math", "code")
     }
     assert scopes == {expected}
+    real = "tests/test_x.py::test_cell[other-gptq-W4A16-g128-arc_easy]"
+    whole = "other" if workers <= 2 else "other-gptq-W4A16-g128"
+    assert scope_of(real, ["toy", "other"], workers) == whole
     assert scope_of("tests/test_y.py::test_z[a-b]", ["toy", "other"], workers) == "tests/test_y.py"
