@@ -44,6 +44,8 @@ TAPS = {
 }
 """Between the linears: what this linear reads is what that module (or that part of it) puts out."""
 _CHUNK_TOKENS = 8192
+# What is recorded of both models at a time: 10 MB a token at 8B, 0.1 MB in the embedded models.
+_RECORDED_BYTES = 2**32
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def profile(
     layer: dict[str, _Mean] = {}
     local = {name: _Mean() for name in names}
     logits: list[tuple[Tensor, Tensor]] = []
-    for part_BT, mask_BT in _chunks(reference, ids, attention_mask):
+    most = _tokens_at_once(reference, quantized, names)
+    for part_BT, mask_BT in _chunks(reference, ids, attention_mask, most):
         real_BT = mask_BT.bool()
         with _recorded(reference, names) as expected:
             wanted_BTV = reference.logits(part_BT, mask_BT)
@@ -97,8 +100,8 @@ def profile(
                 wanted_BTV.device
             )
         for name in names:
-            x_NI, y_NO = (side[real_BT] for side in expected[name])
-            read_NI, q_NO = (side.to(y_NO.device)[real_BT] for side in found[name])
+            x_NI, y_NO = (side[real_BT.cpu()] for side in expected[name])
+            read_NI, q_NO = (side[real_BT.cpu()] for side in found[name])
             block, leaf = _split(name)
             if leaf in TAPS:
                 tap = f"{block}.{TAPS[leaf]}"
@@ -160,25 +163,39 @@ def _common_names(reference: DiffusionLM, quantized: DiffusionLM) -> list[str]:
     return names
 
 
+def _tokens_at_once(reference: DiffusionLM, quantized: DiffusionLM, names: list[str]) -> int:
+    """Return how many tokens' inputs and outputs of all linears are held at a time."""
+    bytes_ = 0
+    for lm in (reference, quantized):
+        width = torch.empty(0, dtype=lm.dtype).element_size()
+        for name in names:
+            module: Any = lm.model.get_submodule(name)
+            bytes_ += width * (int(module.in_features) + int(module.out_features))
+    return min(_CHUNK_TOKENS, max(1, _RECORDED_BYTES // bytes_))
+
+
 def _chunks(
-    lm: DiffusionLM, ids: Tensor, attention_mask: Tensor | None
+    lm: DiffusionLM, ids: Tensor, attention_mask: Tensor | None, most: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     tokens_BT = lm.as_ids(ids)
     tokens_BT = tokens_BT[None] if tokens_BT.dim() == 1 else tokens_BT
     mask_BT = torch.ones_like(tokens_BT) if attention_mask is None else attention_mask
     mask_BT = mask_BT.to(tokens_BT.device).reshape(tokens_BT.shape)
-    rows = max(1, _CHUNK_TOKENS // max(1, tokens_BT.shape[1]))
+    rows = max(1, most // max(1, tokens_BT.shape[1]))
     yield from zip(tokens_BT.split(rows), mask_BT.split(rows), strict=True)
 
 
 @contextmanager
 def _recorded(lm: DiffusionLM, names: list[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Record input and output of every named module during the forward passes inside."""
+    """Record input and output of every named module during the forward passes inside.
+
+    They wait in CPU memory, so that an accelerator holds no more than a forward pass does.
+    """
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def hook(name: str) -> Any:
         def keep(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-            seen[name] = (args[0], out)
+            seen[name] = (args[0].cpu(), out.cpu())
 
         return keep
 

@@ -135,6 +135,27 @@ def test_one_row_and_chunks_are_means_of_the_same_tokens(monkeypatch: pytest.Mon
         assert value == pytest.approx(whole[name], abs=1e-3)
 
 
+def test_wide_models_are_recorded_fewer_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_llada()
+    other = damaged(lm, 1.1)
+    whole = profile(lm, other, IDS)
+    held: list[int] = []
+    logits = DiffusionLM.logits
+
+    def counted(self: DiffusionLM, ids: Any, *args: Any) -> Any:
+        held.append(ids.numel())
+        return logits(self, ids, *args)
+
+    monkeypatch.setattr(DiffusionLM, "logits", counted)
+    # Two blocks, of four linears 32 -> 32, two 32 -> 48 and one 48 -> 32, in 4 bytes, of two models.
+    a_token = 2 * 4 * 2 * (4 * 64 + 3 * 80)
+    monkeypatch.setattr("dllm_qbench.quant.layer_error._RECORDED_BYTES", 25 * a_token)
+    parts = profile(lm, other, IDS)
+    assert held == [20] * 6  # two rows of ten tokens at a time, by both models
+    assert parts.layer_sqnr == pytest.approx(whole.layer_sqnr, abs=1e-3)
+    assert parts.local_sqnr == pytest.approx(whole.local_sqnr, abs=1e-3)
+
+
 def test_every_bit_is_worth_about_six_decibels_locally() -> None:
     lm = tiny_llada()
     mean = []

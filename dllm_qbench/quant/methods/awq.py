@@ -214,6 +214,7 @@ def quantize_model(
                     f" on the calibration data, or is once this linear is rounded"
                 )
             choices[names] = choice
+            del place, inputs
         _replace(block, f"model.layers.{index}", choices, scheme, symmetric)
 
 
@@ -267,7 +268,7 @@ class _Place:
         if names == BLOCK_GROUPS[1]:
             magnitude_I = _share_heads(block, magnitude_I)
         self._magnitude_I = magnitude_I
-        self._loss: Loss = self._loss_of_half if normed else self._loss_of_output
+        self._normed = normed  # not the loss itself: a cycle would hold the device's memory
 
     def _part(self, rows: slice) -> _Part:
         """Return what full precision has on some of the sequences."""
@@ -291,6 +292,7 @@ class _Place:
     ) -> Choice:
         """Return the best of all ratios, with clips if they make it better still."""
         whole = (None,) * len(self._names)
+        loss: Loss = self._loss_of_half if self._normed else self._loss_of_output
         if not scheme.quantizes_weights:
             s_I = scaling_factors(self._magnitude_I, _UNSEARCHED if ratios > 1 else 0.0)
             return Choice(s_I, whole)
@@ -301,7 +303,7 @@ class _Place:
                 round_clipped(W_OI * choice.s, scheme, symmetric, shares)[0] / choice.s
                 for W_OI, shares in zip(self._weights, choice.shares, strict=True)
             ]
-            return replace(choice, error=choice.error + self._loss(rounded, parts))
+            return replace(choice, error=choice.error + loss(rounded, parts))
 
         left = [
             Choice(scaling_factors(self._magnitude_I, step / ratios), whole)

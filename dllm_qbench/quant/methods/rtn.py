@@ -7,6 +7,8 @@ the activations), unless the scheme says otherwise.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from dllm_qbench.quant.offload import visited
 from dllm_qbench.quant.scheme import Scheme
 
 NAME = "rtn"
+_VALUES_AT_ONCE = 2**22
 
 
 def symmetric_by_default(scheme: Scheme) -> bool:
@@ -24,11 +27,22 @@ def symmetric_by_default(scheme: Scheme) -> bool:
 
 
 def round_weight(weight: Tensor, scheme: Scheme, symmetric: bool) -> tuple[Tensor, Grid | None]:
-    """Return the dequantized weight ``[out, in]`` and its grid; untouched at 16 bits."""
+    """Return the dequantized weight ``[out, in]`` and its grid; untouched at 16 bits.
+
+    Rows do not interact: a large weight is rounded some rows at a time, which bounds the copies in
+    float64.
+    """
     if not scheme.quantizes_weights:
         return weight, None
-    grid = find_grid(weight, scheme.weight_bits, symmetric, scheme.group)
-    return grid.nearest(weight), grid
+    rows = max(1, _VALUES_AT_ONCE // max(1, weight.shape[1]))
+    grids, values = [], []
+    for part in weight.split(rows):
+        grids.append(find_grid(part, scheme.weight_bits, symmetric, scheme.group))
+        values.append(grids[-1].nearest(part))
+    if len(grids) == 1:
+        return values[0], grids[0]
+    scale, zero = (torch.cat([getattr(g, name) for g in grids]) for name in ("scale", "zero"))
+    return torch.cat(values), replace(grids[0], scale=scale, zero=zero)
 
 
 def quantize_model(model: nn.Module, scheme: Scheme, device: torch.device | None = None) -> None:
