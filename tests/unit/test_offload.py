@@ -235,7 +235,8 @@ def test_device_holds_one_block_and_one_chunk_however_long_the_calibration(
     usual = peak(16, 1)
     chunk = 8 * TOKENS * 32 * 2  # bytes of a chunk's hidden states
     assert usual > chunk
-    # Some numbers a token, not its activations: norms, maxima, their order; 32 sequences are 4 chunks.
-    assert peak(48, 1) - usual < chunk
+    # Up to four numbers a token (norms, maxima, their order), not its activations: those of the narrowest
+    # place alone are 32 halves.
+    assert peak(48, 1) - usual <= 32 * TOKENS * 4 * 8
     # SmoothQuant's factors, vectors too, wait for all blocks; a block's weights would be 15 kB.
     assert peak(16, 3) - usual < 7_000
