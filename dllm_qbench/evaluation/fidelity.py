@@ -28,6 +28,7 @@ from dllm_qbench.quant.layer_error import profile, token_sqnr
 BINS: Final = {"low": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "high": (2 / 3, 1.0)}
 """Mask ratios, lower end excluded: late, middle and early denoising steps."""
 _LEAST_KL: Final = 1e-9  # nats; what float32 logits can tell apart
+_VALUES_AT_ONCE: Final = 2**25  # 0.25 GiB of float64, a few times over
 
 
 @dataclass(frozen=True)
@@ -51,26 +52,48 @@ def measure(reference: DiffusionLM, quantized: DiffusionLM, given: Canvases) -> 
     (nats) and ``log10_kl``, each a list with one number a canvas; ``kl`` (for each mask-ratio bin
     ``tokens`` and quartiles ``q25``, ``q50``, ``q75`` in nats); ``agreement`` (0..1).
     """
-    found = profile(reference, quantized, given.ids, given.attention_mask)
     masked_BT = (given.ids == reference.mask_id) & given.attention_mask.bool()
     row_M, position_M = masked_BT.nonzero().T
-    full_MV = found.reference_logits.cpu()[row_M, position_M].double()
-    quantized_MV = found.quantized_logits.cpu()[row_M, position_M].double()
+    found = profile(reference, quantized, given.ids, given.attention_mask, masked_BT)
     truth_M = given.truth[row_M, position_M]
-    full_log_MV, quantized_log_MV = full_MV.log_softmax(-1), quantized_MV.log_softmax(-1)
-    kl_M = (full_log_MV.exp() * (full_log_MV - quantized_log_MV)).sum(-1).clamp(min=0.0)
-    nll_M = _at(full_log_MV, truth_M) - _at(quantized_log_MV, truth_M)
+    sqnr_M, kl_M, nll_M, same_M = (
+        torch.cat(parts)
+        for parts in zip(
+            *(
+                _by_token(found.reference_logits[some], found.quantized_logits[some], truth_M[some])
+                for some in torch.arange(len(truth_M)).split(_rows(found.reference_logits))
+            ),
+            strict=True,
+        )
+    )
     count = len(given.ids)
     metrics = {
         "canvases": count,
         "masked_tokens": len(row_M),
-        "logit_sqnr": _by_canvas(token_sqnr(full_MV, quantized_MV), row_M, count),
+        "logit_sqnr": _by_canvas(sqnr_M, row_M, count),
         "nll_difference": _by_canvas(nll_M, row_M, count),
         "log10_kl": _by_canvas((kl_M + _LEAST_KL).log10(), row_M, count),
         "kl": _by_mask_ratio(kl_M, given.mask_ratio[row_M]),
-        "agreement": float((full_MV.argmax(-1) == quantized_MV.argmax(-1)).double().mean()),
+        "agreement": float(same_M.double().mean()),
     }
     return Measured(found.layer_sqnr, found.local_sqnr, metrics)
+
+
+def _rows(logits_MV: Tensor) -> int:
+    """Return how many tokens' probabilities are held at a time: a real vocabulary is large."""
+    return max(1, _VALUES_AT_ONCE // logits_MV.shape[1])
+
+
+def _by_token(full_MV: Tensor, quantized_MV: Tensor, truth_M: Tensor) -> tuple[Tensor, ...]:
+    """Return, for each masked token: SQNR, KL, the difference in NLL, whether both choose the same."""
+    full_MV, quantized_MV = full_MV.double(), quantized_MV.double()
+    full_log_MV, quantized_log_MV = full_MV.log_softmax(-1), quantized_MV.log_softmax(-1)
+    return (
+        token_sqnr(full_MV, quantized_MV),
+        (full_log_MV.exp() * (full_log_MV - quantized_log_MV)).sum(-1).clamp(min=0.0),
+        _at(full_log_MV, truth_M) - _at(quantized_log_MV, truth_M),
+        full_MV.argmax(-1) == quantized_MV.argmax(-1),
+    )
 
 
 def _at(log_MV: Tensor, token_M: Tensor) -> Tensor:

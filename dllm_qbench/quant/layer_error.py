@@ -56,7 +56,7 @@ class Profile:
         layer_sqnr: accumulated SQNR in dB by module, in forward order: taps, linears, and the logits
             last, as ``lm_head``.
         local_sqnr: local SQNR in dB of every targeted linear, in forward order.
-        reference_logits, quantized_logits: ``[B, T, V]``.
+        reference_logits, quantized_logits: on the CPU, ``[B, T, V]``; of some positions ``[M, V]``.
     """
 
     layer_sqnr: dict[str, float]
@@ -70,6 +70,7 @@ def profile(
     quantized: DiffusionLM,
     ids: Tensor,
     attention_mask: Tensor | None = None,
+    wanted: Tensor | None = None,
 ) -> Profile:
     """Run both models on the same canvases and compare them everywhere.
 
@@ -78,6 +79,8 @@ def profile(
         quantized: a model of the same architecture.
         ids: long ``[T]`` or ``[B, T]``; a calibration's, or any canvases.
         attention_mask: ``[B, T]``, 0 for padding, which is left out of the sums.
+        wanted: bool ``[B, T]``, the positions whose logits to hand out; ``None`` means all. With a
+            vocabulary of 126,464, a token's take half a megabyte.
 
     Returns:
         dB within -100..100; 100 means identical, as far as float32 can tell.
@@ -91,7 +94,10 @@ def profile(
     local = {name: _Mean() for name in names}
     logits: list[tuple[Tensor, Tensor]] = []
     most = _tokens_at_once(reference, quantized, names)
+    row = 0
     for part_BT, mask_BT in _chunks(reference, ids, attention_mask, most):
+        shown_BT = None if wanted is None else wanted[row : row + len(part_BT)].cpu()
+        row += len(part_BT)
         real_BT = mask_BT.bool()
         with _recorded(reference, names) as expected:
             wanted_BTV = reference.logits(part_BT, mask_BT)
@@ -112,7 +118,8 @@ def profile(
             alone_NO = _alone(quantized, name, x_NI).to(y_NO.device)
             local[name].add(name, y_NO, _to_reference(quantized, name, alone_NO))
         layer.setdefault(HEAD, _Mean()).add(HEAD, wanted_BTV[real_BT], found_BTV[real_BT])
-        logits.append((wanted_BTV, found_BTV))
+        both = wanted_BTV.cpu(), found_BTV.cpu()
+        logits.append(both if shown_BT is None else (both[0][shown_BT], both[1][shown_BT]))
     return Profile(
         {name: mean.value for name, mean in layer.items()},
         {name: mean.value for name, mean in local.items()},

@@ -11,6 +11,7 @@ from scipy.special import log_softmax, rel_entr
 
 import dllm_qbench as qb
 from dllm_qbench.errors import TaskError
+from dllm_qbench.evaluation import fidelity
 from dllm_qbench.evaluation.fidelity import BINS, measure
 from dllm_qbench.evaluation.probe import Canvases, canvases
 from dllm_qbench.models.embedded import items as embedded
@@ -53,6 +54,16 @@ def test_identical_models_are_as_near_as_can_be(lm: DiffusionLM) -> None:
     assert found.metrics["agreement"] == 1.0
     assert {row["q75"] for row in found.metrics["kl"].values()} == {0.0}
     assert set(found.layer_sqnr.values()) == set(found.local_sqnr.values()) == {100.0}
+
+
+def test_metrics_do_not_depend_on_how_many_tokens_are_held(
+    lm: DiffusionLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantized = qb.quantize(lm, "rtn", "W4A4")
+    given = made(lm, HIDDEN, padded=3)
+    whole = measure(lm, quantized, given)
+    monkeypatch.setattr(fidelity, "_VALUES_AT_ONCE", 1)
+    assert measure(lm, quantized, given) == whole
 
 
 def test_every_metric_follows_its_formula(lm: DiffusionLM) -> None:

@@ -11,6 +11,7 @@ import torch
 import dllm_qbench as qb
 from dllm_qbench.errors import NonFiniteError, QBenchError
 from dllm_qbench.models.lm import DiffusionLM
+from dllm_qbench.quant import layer_error
 from dllm_qbench.quant.layer_error import (
     HEAD,
     MOST_DB,
@@ -72,6 +73,19 @@ def test_taps_stand_between_the_linears_and_the_logits_come_last() -> None:
     assert len(names) == 2 * 11 + 1
     assert names[-1] == HEAD
     assert found.reference_logits.equal(lm.logits(IDS))
+
+
+def test_logits_of_some_positions_are_those_of_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the canvases go through in several parts, as those of a large model do."""
+    lm = tiny_llada()
+    other = qb.quantize(lm, "rtn", "W4A16")
+    wanted = torch.arange(IDS.numel()).reshape(IDS.shape) % 3 == 0
+    whole = profile(lm, other, IDS)
+    monkeypatch.setattr(layer_error, "_RECORDED_BYTES", 1)
+    some = profile(lm, other, IDS, wanted=wanted)
+    assert some.reference_logits.equal(whole.reference_logits[wanted])
+    assert some.quantized_logits.equal(whole.quantized_logits[wanted])
+    assert some.layer_sqnr == pytest.approx(whole.layer_sqnr, abs=1e-9)
 
 
 @pytest.mark.parametrize("norm", ["input_layernorm", "post_attention_layernorm"])
