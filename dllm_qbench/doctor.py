@@ -246,8 +246,12 @@ def _models(models_dir: Path | None) -> Iterator[Check]:
 
 
 def _tasks(data_dir: Path | None) -> Iterator[Check]:
+    from dllm_qbench.tasks.calibration_text import COMMAND as CALIBRATION_COMMAND
+    from dllm_qbench.tasks.calibration_text import calibration_status
     from dllm_qbench.tasks.paper import PAPER_TASKS, data_status
 
+    there, detail = calibration_status(data_dir)
+    yield Check("calibration text", there, detail, CALIBRATION_COMMAND, (FULL,))
     for task in PAPER_TASKS:
         there, detail = data_status(task, data_dir)
         yield Check(f"data {task}", there, detail, tiers=(FULL,))  # the detail says how to get it

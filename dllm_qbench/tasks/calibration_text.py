@@ -8,6 +8,7 @@ downloaded.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
 
 HUB_ID: Final = "Salesforce/wikitext"
 HUB_CONFIG: Final = "wikitext-2-raw-v1"
-_COMMAND: Final = (
-    f"python -c \"import datasets; datasets.load_dataset('{HUB_ID}', '{HUB_CONFIG}')\""
-)
+COMMAND: Final = f"python -c \"import datasets; datasets.load_dataset('{HUB_ID}', '{HUB_CONFIG}')\""
 
 
 def calibration_texts(data_dir: Path | None) -> tuple[list[str], str]:
@@ -45,8 +44,27 @@ def calibration_texts(data_dir: Path | None) -> tuple[list[str], str]:
     raise CalibrationError(
         f"{data_dir}: neither calibration.jsonl (field 'text') nor calibration.txt is there; methods"
         " calibrate real models on running text: put a file of some 300,000 words there, or leave"
-        f" --qbench-data-dir out and fill the cache with: {_COMMAND}"
+        f" --qbench-data-dir out and fill the cache with: {COMMAND}"
     )
+
+
+def calibration_status(data_dir: Path | None) -> tuple[bool, str]:
+    """Say whether there is text to calibrate on, and where or how to get it; nothing is read."""
+    if data_dir is not None:
+        for name in ("calibration.jsonl", "calibration.txt"):
+            if (data_dir / name).is_file():
+                return True, str(data_dir / name)
+        return False, f"neither calibration.jsonl nor calibration.txt in {data_dir}"
+    from huggingface_hub import constants
+
+    home = Path(constants.HF_HOME)
+    for place in (
+        Path(constants.HF_HUB_CACHE) / f"datasets--{HUB_ID.replace('/', '--')}",
+        Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / HUB_ID.replace("/", "___"),
+    ):
+        if place.is_dir():
+            return True, str(place)
+    return False, f"{HUB_ID} ({HUB_CONFIG}) is not in the local cache"
 
 
 def packed(lm: DiffusionLM, texts: Sequence[str], count: int, length: int) -> list[list[int]]:
@@ -105,7 +123,7 @@ def _from_cache() -> tuple[list[str], str]:
     except Exception as error:  # datasets raises many kinds where a cache lacks something
         raise CalibrationError(
             f"calibration text is missing: {HUB_ID} ({HUB_CONFIG}) is not in the local cache; fill it"
-            f" with: {_COMMAND}; or give --qbench-data-dir with calibration.jsonl or calibration.txt"
+            f" with: {COMMAND}; or give --qbench-data-dir with calibration.jsonl or calibration.txt"
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before

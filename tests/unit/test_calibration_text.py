@@ -9,7 +9,7 @@ import pytest
 
 from dllm_qbench.errors import CalibrationError
 from dllm_qbench.models.embedded.corpus import calibration_texts as embedded_texts
-from dllm_qbench.tasks.calibration_text import calibration_texts, packed
+from dllm_qbench.tasks.calibration_text import calibration_status, calibration_texts, packed
 from tests.helpers.tiny import tiny_llada
 from tests.helpers.worded import worded_llada
 
@@ -40,6 +40,20 @@ def test_missing_or_broken_text_says_where_and_what_to_do(tmp_path: Path) -> Non
     path.write_text("\n", encoding="utf-8")
     with pytest.raises(CalibrationError, match="holds no text"):
         calibration_texts(tmp_path)
+
+
+def test_status_says_where_text_is_or_that_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there, detail = calibration_status(tmp_path)
+    assert (there, str(tmp_path) in detail) == (False, True)
+    (tmp_path / "calibration.txt").write_text("text", encoding="utf-8")
+    assert calibration_status(tmp_path) == (True, str(tmp_path / "calibration.txt"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    assert not calibration_status(None)[0]
+    (tmp_path / "datasets" / "Salesforce___wikitext").mkdir(parents=True)
+    assert calibration_status(None)[0]
 
 
 def test_without_a_folder_the_error_has_the_command_that_fills_the_cache(

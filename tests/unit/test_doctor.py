@@ -77,6 +77,10 @@ def test_with_weights_and_data_the_full_tier_is_ready(
     tmp_path: Path, data: dict[str, bool]
 ) -> None:
     write_stand_ins(tmp_path)
+    without_text = diagnose(tmp_path, tmp_path, store=tmp_path)
+    assert not ready(without_text, "full")
+    assert "datasets.load_dataset" in named(without_text)["calibration text"].remedy
+    (tmp_path / "calibration.txt").write_text("words", encoding="utf-8")
     checks = diagnose(tmp_path, tmp_path, store=tmp_path / "not" / "yet" / "there")
     assert ready(checks, "full"), render(checks)
     found = named(checks)

@@ -38,7 +38,9 @@ def test_errors_name_the_field() -> None:
         Job.from_dict({name: value for name, value in whole.items() if name != "scheme"})
     with pytest.raises(QBenchError, match="setup: dtype is 'fp8', expected one of float32, "):
         Setup(dtype="fp8")
-    with pytest.raises(QBenchError, match="setup: profile is 'long', expected one of paper, release, brief"):
+    with pytest.raises(
+        QBenchError, match="setup: profile is 'long', expected one of paper, release, brief"
+    ):
         Setup(profile="long")  # type: ignore[arg-type]
     for items in (0, True, 2.5):
         with pytest.raises(QBenchError, match=f"setup: items is {items}, expected a count"):
