@@ -268,6 +268,7 @@ def solved_weights(
                 start = rows.stop
                 own = None if grid is None else grid.rows(rows)
                 yield f"model.layers.{index}.{name}", within(values[rows], linear.weight.dtype), own
+            del values, grid, linears, first, linear
 
 
 def _linear(owner: nn.Module, name: str) -> nn.Linear | QuantLinear:
