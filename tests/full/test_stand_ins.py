@@ -1,12 +1,9 @@
-"""The whole full tier runs to its end: official-format stand-ins, lm-eval's own tasks, local data."""
+"""The full tier on stand-ins, beside the whole matrices: other models, missing weights, stores, Ray."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,65 +13,17 @@ from dllm_qbench.engine.store_format import first_difference
 from dllm_qbench.full_matrix import QUANTIZERS
 from dllm_qbench.models.released import MODELS, PAPER_MODELS
 from dllm_qbench.outcomes import read_records
-from dllm_qbench.records import Record
 from dllm_qbench.tasks.paper import PAPER_TASKS
 from tests.full.conftest import Local
+from tests.full.runs import measured, run_full
 
-ROOT = Path(__file__).parents[2]
 CELLS = len(QUANTIZERS) * len(PAPER_TASKS)
-
-
-def run_full(*options: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the full tier in a process of its own, as a user would."""
-    command = [sys.executable, "-m", "pytest", "-m", "full", "tests/test_full_matrix.py", "-q"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    return subprocess.run(
-        [*command, "-p", "no:cacheprovider", f"--qbench-store={folder / 'store'}", *options],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("model", PAPER_MODELS)
-def test_the_papers_whole_matrix_runs_to_its_end(model: str, local: Local, tmp_path: Path) -> None:
-    found = measured(local, tmp_path, model)
-    assert Counter(record.task for record in found) == dict.fromkeys(PAPER_TASKS, len(QUANTIZERS))
-    assert {(record.method, record.scheme) for record in found} == {*QUANTIZERS}
 
 
 @pytest.mark.parametrize("model", [name for name in MODELS if name not in PAPER_MODELS])
 def test_the_other_released_models_run_all_tasks(model: str, local: Local, tmp_path: Path) -> None:
     found = measured(local, tmp_path, model, "-k", "quarot-W4A4")
     assert Counter(record.task for record in found) == dict.fromkeys(PAPER_TASKS, 1)
-
-
-def measured(local: Local, folder: Path, model: str, *options: str) -> list[Record]:
-    """Run a stand-in's cells, all of which must pass, and return their records."""
-    records = folder / "r.jsonl"
-    run = run_full(
-        *local.options,
-        *options,
-        f"--qbench-model={model}",
-        "--qbench-profile=brief",
-        "--qbench-limit=2",
-        f"--qbench-records={records}",
-        folder=folder,
-    )
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    found = read_records(records)
-    assert f"{len(found)} passed" in run.stdout
-    assert {record.model for record in found} == {model}
-    for record in found:
-        assert record.items == 2
-        assert record.audit_findings == (), record.cell
-        assert record.provenance["model"]["stands_in"] is True
-    # A stand-in is told, never judged: its figures mean nothing.
-    statuses = {json.loads(line)["status"] for line in records.read_text().splitlines()}
-    assert statuses == {"informational"}
-    return found
 
 
 def test_the_published_settings_run_too(local: Local, tmp_path: Path) -> None:
