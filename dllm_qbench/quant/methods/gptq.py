@@ -123,8 +123,9 @@ def solve(
     columns: list[int] = list(range(I)) if order is None else order.tolist()
     U_II = inverse_factor(hessian, damp, order, where)
     pivots: list[float] = U_II.diagonal().tolist()
-    # Columns of W as rows: each step then reads and writes contiguous memory.
-    W_IO = W_OI.T.contiguous() if order is None else W_OI.T[order]
+    # Columns of W as rows: each step then reads and writes contiguous memory. Always a copy: of a
+    # single row or column, .contiguous() would be the caller's own weight.
+    W_IO = W_OI.T.clone(memory_format=torch.contiguous_format) if order is None else W_OI.T[order]
     del W_OI
     Q_IO = torch.empty_like(W_IO)
     step = group * max(1, LAZY_COLUMNS // group)
