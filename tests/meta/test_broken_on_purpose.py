@@ -116,7 +116,7 @@ def test_nan_weight(run_cell: Outcome, tmp_path: Path) -> None:
     )
 
 
-def without_feedback(hessian: torch.Tensor, damp: float) -> torch.Tensor:
+def without_feedback(hessian: torch.Tensor, *_: Any) -> torch.Tensor:
     """Stands in for the factor of H^-1: a diagonal one hands no error on to later columns."""
     return torch.eye(len(hessian), dtype=torch.float64)
 
@@ -139,10 +139,10 @@ def test_gptq_without_error_feedback_in_one_linear_names_it(
     sound: Any = gptq.inverse_factor
     calls = iter(range(99))
 
-    def sometimes(hessian: torch.Tensor, damp: float) -> torch.Tensor:
+    def sometimes(hessian: torch.Tensor, *rest: Any) -> torch.Tensor:
         if len(hessian) == 512 and next(calls) == layer:
-            return without_feedback(hessian, damp)
-        found: torch.Tensor = sound(hessian, damp)
+            return without_feedback(hessian)
+        found: torch.Tensor = sound(hessian, *rest)
         return found
 
     monkeypatch.setattr(gptq, "inverse_factor", sometimes)

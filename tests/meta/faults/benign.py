@@ -36,9 +36,12 @@ def lazy_columns(columns: int) -> Plant:
     return lambda monkeypatch: monkeypatch.setattr(gptq, "LAZY_COLUMNS", columns)
 
 
-def factor_of_the_inverse(hessian_II: Tensor, damp: float) -> Tensor:
+def factor_of_the_inverse(
+    hessian_II: Tensor, damp: float, order: Tensor | None = None, *_: Any
+) -> Tensor:
     """The paper's own order: invert, then factorize."""
     H_II = (hessian_II + hessian_II.T) / 2
+    H_II = H_II if order is None else H_II[order][:, order]
     diagonal = H_II.diagonal()
     live = diagonal > 0
     mean = diagonal[live].mean() if bool(live.any()) else torch.ones(()).double()
@@ -93,8 +96,9 @@ def by_matrix(x: Tensor) -> Tensor:
     return (wide @ hadamard_matrix(x.shape[-1]).to(wide).T).to(x.dtype)
 
 
-def sequences_reversed(sound: Any, self: Any, model: Any, data: Calibration) -> None:
-    sound(self, model, Calibration(data.ids.flip(0), data.attention_mask.flip(0), data.recipe))
+def sequences_reversed(sound: Any, self: Any, model: Any, data: Calibration, *rest: Any) -> None:
+    flipped = Calibration(data.ids.flip(0), data.attention_mask.flip(0), data.recipe)
+    sound(self, model, flipped, *rest)
 
 
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:

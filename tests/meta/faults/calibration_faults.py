@@ -18,23 +18,23 @@ from tests.meta.faults.patches import replaced, wrapped
 Stages = Iterator[tuple[tuple[str, ...], list[Tensor]]]
 
 
-def causal(sound: Any, model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Any:
-    chunk = sound(model, ids_BT, mask_BT)
+def causal(sound: Any, model: Any, ids_BT: Tensor, mask_BT: Tensor, *rest: Any) -> Any:
+    chunk = sound(model, ids_BT, mask_BT, *rest)
     T = ids_BT.shape[1]
     both = chunk.attention_inputs["attention_mask"]
     chunk.attention_inputs["attention_mask"] = both & torch.ones(T, T, dtype=torch.bool).tril()
     return chunk
 
 
-def padding_attended(sound: Any, model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Any:
-    chunk = sound(model, ids_BT, mask_BT)
+def padding_attended(sound: Any, model: Any, ids_BT: Tensor, mask_BT: Tensor, *rest: Any) -> Any:
+    chunk = sound(model, ids_BT, mask_BT, *rest)
     open_to_all = torch.ones_like(chunk.attention_inputs["attention_mask"])
     chunk.attention_inputs["attention_mask"] = open_to_all
     return chunk
 
 
-def without_positions(sound: Any, model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Any:
-    chunk = sound(model, ids_BT, mask_BT)
+def without_positions(sound: Any, model: Any, ids_BT: Tensor, mask_BT: Tensor, *rest: Any) -> Any:
+    chunk = sound(model, ids_BT, mask_BT, *rest)
     cos, sin = chunk.attention_inputs["position_embeddings"]
     chunk.attention_inputs["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
     return chunk
@@ -71,13 +71,13 @@ def never_advanced(sound: Any, self: Any, block: Any) -> Stages:
         chunk.hidden_BTD = hidden_BTD
 
 
-def first_two_sequences(sound: Any, self: Any, model: Any, data: Calibration) -> None:
-    sound(self, model, data.first(2))
+def first_two_sequences(sound: Any, self: Any, model: Any, data: Calibration, *rest: Any) -> None:
+    sound(self, model, data.first(2), *rest)
 
 
-def other_vocabulary(sound: Any, self: Any, model: Any, data: Calibration) -> None:
+def other_vocabulary(sound: Any, self: Any, model: Any, data: Calibration, *rest: Any) -> None:
     ids = (data.ids + 1) % int(model.config.vocab_size)
-    sound(self, model, Calibration(ids, data.attention_mask, data.recipe))
+    sound(self, model, Calibration(ids, data.attention_mask, data.recipe), *rest)
 
 
 def nothing_masked(row: Any, ratio: float, mask_id: int, seed: int) -> Tensor:

@@ -21,8 +21,8 @@ from tests.meta.faults.patches import after_method, quant_linear, replaced, wrap
 ONE = "model.layers.1.mlp.down_proj"
 
 
-def one_left_out(sound: Any, model: nn.Module) -> list[str]:
-    return [name for name in sound(model) if name != ONE]
+def one_left_out(model: nn.Module, before: nn.Module, _scheme: Scheme) -> None:
+    put(model, ONE, before.get_submodule(ONE))
 
 
 def names_that_match_nothing(sound: Any, *args: Any) -> Iterator[Any]:
@@ -31,9 +31,9 @@ def names_that_match_nothing(sound: Any, *args: Any) -> Iterator[Any]:
             yield name, weight, grid
 
 
-def last_block_missed(sound: Any, model: nn.Module) -> list[nn.Module]:
-    found: list[nn.Module] = sound(model)[:-1]
-    return found
+def last_block_missed(sound: Any, model: Any, *rest: Any) -> Iterator[Any]:
+    last = len(model.model.layers) - 1
+    return ((index, block) for index, block in sound(model, *rest) if index != last)
 
 
 def weight_not_written(model: nn.Module, before: nn.Module, _scheme: Scheme) -> None:
@@ -121,7 +121,7 @@ FAULTS = (
         "rtn",
         "W3A16-g64",
         "math",
-        wrapped(rtn, "target_names", one_left_out),
+        after_method("rtn", one_left_out),
         "One linear keeps 16 bits: its name is missing from the list.",
         linear=ONE,
     ),
@@ -147,7 +147,7 @@ FAULTS = (
         "gptq",
         "W3A16-g64",
         "general",
-        wrapped(gptq, "blocks", last_block_missed),
+        wrapped(gptq, "visited", last_block_missed),
         "The loop over blocks ends one early: the last block keeps 16 bits.",
         model=DREAM,
     ),

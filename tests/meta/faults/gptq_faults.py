@@ -15,50 +15,50 @@ from tests.meta.faults.fault import DREAM, Fault
 from tests.meta.faults.patches import replaced, wrapped
 
 
-def no_feedback(hessian_II: Tensor, damp: float) -> Tensor:
+def no_feedback(hessian_II: Tensor, *_: Any) -> Tensor:
     return torch.eye(len(hessian_II), dtype=torch.float64)
 
 
-def rows_shifted(sound: Any, hessian_II: Tensor, damp: float) -> Tensor:
-    U_II: Tensor = sound(hessian_II, damp)
+def rows_shifted(sound: Any, hessian_II: Tensor, damp: float, *rest: Any) -> Tensor:
+    U_II: Tensor = sound(hessian_II, damp, *rest)
     return U_II.diagonal().diag() + U_II.roll(1, 0).triu(1)
 
 
-def of_the_hessian_itself(sound: Any, hessian_II: Tensor, damp: float) -> Tensor:
-    U_II: Tensor = sound(hessian_II, damp)
+def of_the_hessian_itself(sound: Any, hessian_II: Tensor, damp: float, *rest: Any) -> Tensor:
+    U_II: Tensor = sound(hessian_II, damp, *rest)
     # U^T U = H^-1, so H = U^-1 U^-T, and this is the factor that H itself has.
     H_II = torch.linalg.inv(U_II.T @ U_II)
     factor: Tensor = torch.linalg.cholesky((H_II + H_II.T) / 2, upper=True)
     return factor
 
 
-def inverse_unfactored(sound: Any, hessian_II: Tensor, damp: float) -> Tensor:
-    U_II: Tensor = sound(hessian_II, damp)
+def inverse_unfactored(sound: Any, hessian_II: Tensor, damp: float, *rest: Any) -> Tensor:
+    U_II: Tensor = sound(hessian_II, damp, *rest)
     return (U_II.T @ U_II).triu()
 
 
-def undamped(sound: Any, hessian_II: Tensor, damp: float) -> Tensor:
-    found: Tensor = sound(hessian_II, 0.0)
+def undamped(sound: Any, hessian_II: Tensor, damp: float, *rest: Any) -> Tensor:
+    found: Tensor = sound(hessian_II, 0.0, *rest)
     return found
 
 
-def overdamped(sound: Any, hessian_II: Tensor, damp: float) -> Tensor:
-    found: Tensor = sound(hessian_II, 100 * damp)
+def overdamped(sound: Any, hessian_II: Tensor, damp: float, *rest: Any) -> Tensor:
+    found: Tensor = sound(hessian_II, 100 * damp, *rest)
     return found
 
 
-def wrong_sign(sound: Any, hessian_II: Tensor, damp: float) -> Tensor:
-    U_II: Tensor = sound(hessian_II, damp)
+def wrong_sign(sound: Any, hessian_II: Tensor, damp: float, *rest: Any) -> Tensor:
+    U_II: Tensor = sound(hessian_II, damp, *rest)
     return U_II.diagonal().diag() - U_II.triu(1)
 
 
-def undivided(sound: Any, hessian_II: Tensor, damp: float) -> Tensor:
-    U_II: Tensor = sound(hessian_II, damp)
+def undivided(sound: Any, hessian_II: Tensor, damp: float, *rest: Any) -> Tensor:
+    U_II: Tensor = sound(hessian_II, damp, *rest)
     return U_II.triu(1) + torch.eye(len(U_II), dtype=U_II.dtype)
 
 
-def within_lazy_blocks(sound: Any, hessian_II: Tensor, damp: float) -> Tensor:
-    U_II: Tensor = sound(hessian_II, damp)
+def within_lazy_blocks(sound: Any, hessian_II: Tensor, damp: float, *rest: Any) -> Tensor:
+    U_II: Tensor = sound(hessian_II, damp, *rest)
     block_I = torch.arange(len(U_II)) // gptq.LAZY_COLUMNS
     return U_II * (block_I[:, None] == block_I)
 
@@ -71,8 +71,9 @@ def order_kept(
     symmetric: bool,
     damp: float,
     _: bool,
+    *rest: Any,
 ) -> Any:
-    values, grid = sound(weight, hessian, scheme, symmetric, damp, True)
+    values, grid = sound(weight, hessian, scheme, symmetric, damp, True, *rest)
     order = torch.argsort(hessian.double().diagonal(), descending=True, stable=True)
     return values[:, order], grid
 

@@ -120,20 +120,20 @@ def skewed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quarot, "HadamardRotation", Skewed)
 
 
-def head_left(sound: Any, model: Any, seed: int) -> None:
+def head_left(sound: Any, model: Any, seed: int, *rest: Any) -> None:
     head, gain = model.lm_head.weight.data.double(), model.model.norm.weight.data.double()
-    sound(model, seed)
+    sound(model, seed, *rest)
     model.lm_head.weight.data.copy_(head * gain)
 
 
-def embeddings_centred(sound: Any, model: Any, seed: int) -> None:
+def embeddings_centred(sound: Any, model: Any, seed: int, *rest: Any) -> None:
     embedding = model.model.embed_tokens.weight.data
     embedding.sub_(embedding.mean(-1, keepdim=True))
-    sound(model, seed)
+    sound(model, seed, *rest)
 
 
-def epsilon_of_llada(sound: Any, model: Any, seed: int) -> None:
-    sound(model, seed)
+def epsilon_of_llada(sound: Any, model: Any, seed: int, *rest: Any) -> None:
+    sound(model, seed, *rest)
     for module in model.modules():
         if hasattr(module, "variance_epsilon"):
             module.variance_epsilon = 1e-5
@@ -150,8 +150,8 @@ class QueriesOnly(HadamardRotation):
         return super().forward(x) if x.shape[1] == self.query_heads else x
 
 
-def queries_only(sound: Any, model: Any, seed: int) -> None:
-    sound(model, seed)
+def queries_only(sound: Any, model: Any, seed: int, *rest: Any) -> None:
+    sound(model, seed, *rest)
     for block in blocks(model):
         attention: Any = block.self_attn
         attention.query_key_rotation = QueriesOnly(

@@ -50,14 +50,14 @@ def without_bias(writer: Any, s: Tensor) -> None:
     weight.copy_(weight.double() / (s if weight.dim() == 1 else s[:, None]))
 
 
-def of_the_block_before(sound: Any, model: nn.Module, data: Any) -> Any:
-    found = sound(model, data)
+def of_the_block_before(sound: Any, model: nn.Module, data: Any, *rest: Any) -> Any:
+    found = sound(model, data, *rest)
     return [found[0], *found[:-1]]
 
 
-def of_the_first_token(sound: Any, model: nn.Module, data: Any) -> Any:
+def of_the_first_token(sound: Any, model: nn.Module, data: Any, *rest: Any) -> Any:
     only = type(data)(data.ids[:, :1], data.attention_mask[:, :1], data.recipe)
-    return sound(model, only)
+    return sound(model, only, *rest)
 
 
 def by_neighbour(sound: Any, writer: Any, s: Tensor) -> None:
