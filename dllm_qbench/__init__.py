@@ -31,8 +31,10 @@ _HOMES = {
     "evaluate": "dllm_qbench.evaluation.evaluate",
     "judge": "dllm_qbench.verdict.judge",
     "load": "dllm_qbench.models.loading",
+    "load_quantized": "dllm_qbench.quant.checkpoint",
     "outliers": "dllm_qbench.evaluation.outliers",
     "quantize": "dllm_qbench.quant.quantize",
+    "save_quantized": "dllm_qbench.quant.checkpoint",
 }
 __all__ = [
     "Band",
@@ -48,8 +50,10 @@ __all__ = [
     "evaluate",
     "judge",
     "load",
+    "load_quantized",
     "outliers",
     "quantize",
+    "save_quantized",
 ]
 
 if TYPE_CHECKING:
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
     from dllm_qbench.models.loading import load
     from dllm_qbench.quant.audits import audit
     from dllm_qbench.quant.calibration import Calibration, calibration
+    from dllm_qbench.quant.checkpoint import load_quantized, save_quantized
     from dllm_qbench.quant.quantize import quantize
     from dllm_qbench.quant.scheme import Scheme
     from dllm_qbench.records import Record

@@ -31,7 +31,7 @@ MARKERS: Final = {
     "full": "the regression matrix on real checkpoints: needs a GPU",
     "bench": "timings, asserted as ratios within one process",
     "faults": "planted faults that the suite has to catch",
-    "scale": "several processes or machines",
+    "scale": "many kills, several machines, models of a true size",
 }
 Quantizer = Callable[..., "DiffusionLM"]
 Cell = Callable[["DiffusionLM", str], "Verdict"]

@@ -38,6 +38,8 @@ PUBLIC = (
     "load",
     "outliers",
     "quantize",
+    "save_quantized",
+    "load_quantized",
 )
 # What is needed to read options, records and baselines and to judge: none of it touches a tensor.
 LIGHT = (
