@@ -53,7 +53,6 @@ class JobRunner(CellRunner):
         self.spec: ModelSpec | None = spec
         self._keep = None if store is None else _Kept(store, setup.device)
         self._store = store
-        self._benchmarks: dict[str, Benchmark] = {}
         self._both_fit = True
 
     def fits(self, job: Job) -> bool:
@@ -63,7 +62,7 @@ class JobRunner(CellRunner):
     @cached_property
     def lm(self) -> DiffusionLM:
         """The full-precision model, under the name that cells know it by."""
-        folder = locate(self.model, None if self._models_dir is None else Path(self._models_dir))
+        folder = locate(self.model, _path(self.setup.models_dir))
         place = self.model if self.model in EMBEDDED else folder
         files = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         self._both_fit = _hold(self.device, 2 * files + _SPARE)
@@ -73,10 +72,6 @@ class JobRunner(CellRunner):
             found = replace(found, name=self.spec.name)
         found.fingerprint()
         return found
-
-    @property
-    def _models_dir(self) -> str | None:
-        return self.setup.models_dir
 
     @cached_property
     def stands_in(self) -> bool:
@@ -100,17 +95,15 @@ class JobRunner(CellRunner):
         """Return the task: one of the embedded families, or one of the paper's."""
         if task in TASKS:
             return find_benchmark(task)
-        if task not in self._benchmarks:
-            from dllm_qbench.evaluation.paper_benchmark import paper_benchmark
+        from dllm_qbench.evaluation.paper_benchmark import paper_benchmark
 
-            self._benchmarks[task] = paper_benchmark(
-                task,
-                data_dir=_path(self.setup.data_dir),
-                model=None if self.spec is None else self.spec.fitted_to(self.lm),
-                profile="brief" if self.setup.profile == "brief" else "paper",
-                run_programs=self.setup.run_programs,
-            )
-        return self._benchmarks[task]
+        return paper_benchmark(
+            task,
+            data_dir=_path(self.setup.data_dir),
+            model=None if self.spec is None else self.spec.fitted_to(self.lm),
+            profile="brief" if self.setup.profile == "brief" else "paper",
+            run_programs=self.setup.run_programs,
+        )
 
     def run(self, job: Job, progress: Progress | None = None) -> Record:
         """Return the job's record: the store's, or measured now.

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from dllm_qbench.diffusion.by_model import generate
 from dllm_qbench.diffusion.masking import draw_masks
 from dllm_qbench.diffusion.samplers import Commit
-from dllm_qbench.evaluation.probe import Canvases
+from dllm_qbench.evaluation.probe import Canvases, padded
 from dllm_qbench.evaluation.trajectory import Trace
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.seeding import derive
@@ -49,16 +47,7 @@ def masked_answers(
         truths.append(prompt + answer)
         rows.append(prompt + [lm.mask_id if i in hidden else t for i, t in enumerate(answer)])
         ratios.append(len(hidden) / len(answer))
-    width = max(map(len, rows))
-    blanks = [[lm.pad_id] * (width - len(row)) for row in rows]
-    return Canvases(
-        ids=torch.tensor([row + blank for row, blank in zip(rows, blanks, strict=True)]),
-        attention_mask=torch.tensor(
-            [[1] * len(row) + [0] * len(blank) for row, blank in zip(rows, blanks, strict=True)]
-        ),
-        truth=torch.tensor([row + blank for row, blank in zip(truths, blanks, strict=True)]),
-        mask_ratio=torch.tensor(ratios),
-    )
+    return padded(rows, truths, ratios, lm.pad_id)
 
 
 def draft_answers(

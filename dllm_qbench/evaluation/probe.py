@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +56,15 @@ def canvases(lm: DiffusionLM, family: str, seed: int = 0, items: int = ITEMS) ->
             prompt + [lm.mask_id if i in hidden else token for i, token in enumerate(answer)]
         )
         ratios.append(len(hidden) / len(answer))
+    return padded(rows, truths, ratios, lm.pad_id)
+
+
+def padded(
+    rows: Sequence[list[int]], truths: Sequence[list[int]], ratios: Sequence[float], pad_id: int
+) -> Canvases:
+    """Return canvases of unequal lengths as one table, padded on the right."""
     longest = max(map(len, rows))
-    padding = [[lm.pad_id] * (longest - len(row)) for row in rows]
+    padding = [[pad_id] * (longest - len(row)) for row in rows]
     return Canvases(
         ids=torch.tensor([row + pad for row, pad in zip(rows, padding, strict=True)]),
         attention_mask=torch.tensor(

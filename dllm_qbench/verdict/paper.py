@@ -6,13 +6,14 @@ A cell without a band is *informational* and never fails. Findings that compare 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Final, Literal
+from typing import Literal
 
 from scipy.stats import binomtest
 
+from dllm_qbench.outcomes import INFORMATIONAL
 from dllm_qbench.paper import Claim, Paper, PaperCell
 from dllm_qbench.paper_files import read_paper
 from dllm_qbench.records import Record
@@ -21,9 +22,6 @@ from dllm_qbench.verdict.averages import (
     TaskAnswers,
     TaskScores,
     compare_drops,
-    drop_of_tasks,
-    drop_of_tasks_p_value,
-    interval_of_tasks,
 )
 from dllm_qbench.verdict.bands import Band
 from dllm_qbench.verdict.findings import Status, judge_drop
@@ -36,7 +34,6 @@ from dllm_qbench.verdict.statistics import (
     relative_drop,
 )
 
-INFORMATIONAL: Final = "informational"
 Interval = tuple[float, float]
 
 
@@ -109,24 +106,6 @@ class PaperVerdict:
         )
 
 
-def paper_band(model: str, cell: str, paper: Paper | None = None) -> Band | None:
-    """What the paper's tables demand of ``method/scheme/task``; ``None``: nothing.
-
-    In the place of a task may stand a category (``general``, ``math``, ``code``): then the band is that
-    of the average over the category's tasks. By default the stored tables are read.
-    """
-    paper = stored_paper() if paper is None else paper
-    quantized, _, task = cell.rpartition("/")
-    found = paper.cell(model, cell)
-    if found is not None:
-        return found.band
-    for claim in _limits(paper):
-        group = claim.drop_of
-        if (group.model, group.quantized) == (model, quantized) and group.category == task:
-            return claim.band
-    return None
-
-
 def judge_band(record: Record, band: Band, tests_in_run: int | None = None) -> tuple[Status, str]:
     """Hold a record's drop against a band; the text says what was seen and why.
 
@@ -144,30 +123,6 @@ def judge_band(record: Record, band: Band, tests_in_run: int | None = None) -> t
         lambda limit, side: drop_p_value(pairs, limit, side),
         tests_in_run,
         f"{record.items} items",
-    )
-
-
-def judge_group(records: Sequence[Record], band: Band, tests_in_run: int = 1) -> tuple[Status, str]:
-    """Hold the drop of the average over several tasks of one quantized model against a band.
-
-    ``ValueError`` for records of several models or quantized models, or of one task twice.
-    """
-    owners = {(r.model, r.method, r.scheme) for r in records}
-    if len(owners) != 1 or len({r.task for r in records}) != len(records):
-        named = ", ".join(f"{r.cell} on {r.model}" for r in records)
-        raise ValueError(f"expected one record a task of one quantized model, found {named}")
-    tasks = [answers_of(record) for record in records]
-    items = sum(record.items for record in records)
-    if not any(any(record.reference_correct) for record in records):
-        text = f"full precision answers none of {items} items correctly: no drop to measure"
-        return "infra", text
-    return _judge(
-        band,
-        drop_of_tasks(tasks),
-        interval_of_tasks(tasks),
-        lambda limit, side: drop_of_tasks_p_value(tasks, limit, side),
-        tests_in_run,
-        f"average of {len(tasks)} task(s), {items} items",
     )
 
 

@@ -57,7 +57,10 @@ def note(job: Mapping[str, Any]) -> None:
 
 
 def cells(jobs: Jobs, store_folder: str | None) -> Results:
-    """Run real cells; the log says on which node each was begun."""
+    """Run real cells; the log says on which node each was begun.
+
+    On a node that the file ``doomed`` names, a cell that was begun never ends.
+    """
     import ray
 
     from dllm_qbench.engine.jobs import execute_dicts
@@ -67,5 +70,7 @@ def cells(jobs: Jobs, store_folder: str | None) -> Results:
         log = Path(str(job["log"]))
         with log.open("a") as stream:
             stream.write(f"{node} {job['job']['scheme']}/{job['job']['task']}\n")
+        if node == Path(str(job["doomed"])).read_text():
+            time.sleep(600)  # the node goes first
         for _, result in execute_dicts([job["job"]], store_folder):
             yield index, result

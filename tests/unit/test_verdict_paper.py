@@ -28,8 +28,6 @@ from dllm_qbench.verdict.paper import (
     INFORMATIONAL,
     judge_against_paper,
     judge_band,
-    judge_group,
-    paper_band,
     stored_paper,
 )
 from dllm_qbench.verdict.paper_findings import FindingResult, judge_findings
@@ -222,20 +220,6 @@ def test_band_decides(counts: tuple[int, int, int, int], band: Band, status: str
     if status != "infra":
         assert f"{sum(counts)} items" in text
         assert text.endswith(f"the paper: {band.sentence()}")
-    # One task is the average of itself; the two intervals differ by a hair.
-    assert judge_group([record], band)[0] == status
-
-
-def test_group_is_held_to_the_average_of_its_tasks() -> None:
-    tasks = [
-        make_record(counts=(900, 3, 0, 97), cell="gptq/W4A16-g128/piqa", model=BASE),
-        make_record(counts=(690, 10, 25, 275), cell="gptq/W4A16-g128/arc_easy", model=BASE),
-    ]
-    assert judge_group(tasks, LOSSLESS)[0] == "equivalent"
-    with pytest.raises(ValueError, match="one record a task of one quantized model"):
-        judge_group([tasks[0], tasks[0]], LOSSLESS)
-    with pytest.raises(ValueError, match="one quantized model"):
-        judge_group([tasks[0], replace(tasks[1], scheme="W3A16-g128")], LOSSLESS)
 
 
 def test_tests_of_a_run_share_its_error_rate() -> None:
@@ -247,17 +231,27 @@ def test_tests_of_a_run_share_its_error_rate() -> None:
 
 
 def test_bands_of_cells_and_of_categories() -> None:
-    assert paper_band(BASE, "smoothquant/W4A4/gsm8k") == COLLAPSE
-    assert paper_band(BASE, "smoothquant/W4A4/general") == Band("collapse", min_drop=20.0)
-    assert paper_band("dream-7b-base", "gptq/W4A16-g128/general") == LOSSLESS
-    assert paper_band(BASE, "duquant/W8A8/math") == Band("near-lossless", max_drop=3.0)
+    paper = stored_paper()
+    claims = [claim for finding in paper.findings for claim in finding.claims if claim.band]
+    of_average = {
+        (c.drop_of.model, c.drop_of.quantized, c.drop_of.category): c.band for c in claims
+    }
+    assert of_average[BASE, "smoothquant/W4A4", "general"] == Band("collapse", min_drop=20.0)
+    assert of_average["dream-7b-base", "gptq/W4A16-g128", "general"] == LOSSLESS
+    assert of_average[BASE, "duquant/W8A8", "math"] == Band("near-lossless", max_drop=3.0)
+    assert (BASE, "duquant/W8A8", "code") not in of_average
+    collapse, told = (
+        paper.cell(BASE, f"{q}/gsm8k") for q in ("smoothquant/W4A4", "gptq/W4A16-g128")
+    )
+    assert collapse is not None
+    assert collapse.band == COLLAPSE
+    assert told is not None
+    assert told.band is None
     for model, cell in (
-        (BASE, "gptq/W4A16-g128/gsm8k"),  # told, not demanded
-        (BASE, "duquant/W8A8/code"),
         (BASE, "rtn/W4A16-g128/gsm8k"),  # not in the tables
         ("llada-1.5", "smoothquant/W4A4/gsm8k"),
     ):
-        assert paper_band(model, cell) is None
+        assert paper.cell(model, cell) is None
 
 
 def test_a_cell_without_a_band_is_told_and_never_fails() -> None:
