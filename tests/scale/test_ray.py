@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,9 +21,10 @@ from dllm_qbench.engine.store_format import first_difference
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.records import Record
 
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-pytest.importorskip("ray", reason="Ray comes with the extra 'ray'")
-from ray.cluster_utils import Cluster
 
 JOBS = "tests.helpers.ray_jobs:"
 NODE: dict[str, Any] = {
@@ -33,9 +34,17 @@ NODE: dict[str, Any] = {
 DIFFERS = frozenset({"date", "seconds", "commit"})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> None:
+    """Skip these tests, and not the collection of others beside them, where Ray is not installed."""
+    pytest.importorskip("ray", reason="Ray comes with the extra 'ray'")
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A cluster whose head node has one CPU, and notices in seconds that a node is gone."""
+    from ray.cluster_utils import Cluster
+
     look = {
         "health_check_initial_delay_ms": 1000,
         "health_check_period_ms": 500,
