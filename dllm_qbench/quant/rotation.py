@@ -17,81 +17,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm_qbench.quant.hadamard import base_matrix, split
+from dllm_qbench.kernels.reference import (
+    block_hadamard,
+    hadamard_matrix,
+    hadamard_transform,
+    inverse_hadamard_transform,
+)
 
-
-def block_hadamard(n: int) -> tuple[int, int, int]:
-    """Return ``(blocks, 2^k, m)`` with ``blocks * 2^k * m == n``; ``blocks == 1`` where n is a
-    known order.
-    """
-    found = split(n)
-    if found is not None:
-        return 1, *found
-    power = n & -n
-    return n // power, power, 1
-
-
-def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return the orthonormal ``[n, n]`` matrix of the transform: entries +-1/sqrt(n) for a known
-    order.
-
-    Raises:
-        ValueError: n is not positive.
-    """
-    blocks, power, m = block_hadamard(n)
-    sylvester = torch.ones(1, 1, dtype=torch.float64)
-    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
-    while sylvester.shape[0] < power:
-        sylvester = torch.kron(two, sylvester)
-    base = torch.from_numpy(base_matrix(m)).double()
-    one = torch.kron(sylvester, base) / (power * m) ** 0.5
-    whole: Tensor = torch.block_diag(*[one] * blocks)
-    return whole.to(dtype)
-
-
-def hadamard_transform(x: Tensor) -> Tensor:
-    """Multiply the last dimension by the orthonormal Hadamard matrix, in n log n + n m steps.
-
-    Args:
-        x: ``[..., n]``, floating point; half precisions are computed in float32.
-    """
-    if not x.is_floating_point():
-        raise TypeError(f"hadamard_transform needs floating-point values, found {x.dtype}")
-    n = x.shape[-1]
-    if n == 0:
-        return x.clone()
-    blocks, power, m = block_hadamard(n)
-    y = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    y = y.reshape(*x.shape[:-1], blocks, power, m)
-    if m > 1:
-        y = y @ torch.from_numpy(base_matrix(m)).to(y).T
-    step = 1
-    while step < power:  # butterflies over the power-of-two index
-        pairs = y.reshape(*x.shape[:-1], blocks, power // (2 * step), 2, step, m)
-        low, high = pairs.select(-3, 0), pairs.select(-3, 1)
-        y = torch.stack((low + high, low - high), dim=-3)
-        step *= 2
-    out: Tensor = (y.reshape(x.shape) * (power * m) ** -0.5).to(x.dtype)
-    return out
-
-
-def inverse_hadamard_transform(x: Tensor) -> Tensor:
-    """Undo :func:`hadamard_transform`: multiply by the transpose (Paley's matrices are not
-    symmetric).
-    """
-    n = x.shape[-1]
-    if n == 0:
-        return x.clone()
-    blocks, power, m = block_hadamard(n)
-    if m == 1:
-        return hadamard_transform(x)
-    y = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).reshape(
-        *x.shape[:-1], blocks, power, m
-    )
-    y = y @ torch.from_numpy(base_matrix(m)).to(y)
-    y = y.transpose(-1, -2) @ (hadamard_matrix(power, torch.float64).to(y))
-    out: Tensor = (y.transpose(-1, -2).reshape(x.shape) * m**-0.5).to(x.dtype)
-    return out
+__all__ = [
+    "block_hadamard",
+    "greedy_block_rotation",
+    "hadamard_matrix",
+    "hadamard_transform",
+    "inverse_hadamard_transform",
+    "random_hadamard",
+    "random_orthogonal",
+    "random_signs",
+    "zigzag_permutation",
+]
 
 
 def random_hadamard(n: int, seed: int) -> Tensor:

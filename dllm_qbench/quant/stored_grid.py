@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dllm_qbench.errors import CheckpointError
+from dllm_qbench.kernels.packing import pack_codes, unpack_codes
 from dllm_qbench.quant.grid import Grid, code_range, within
-from dllm_qbench.quant.packing import pack_codes, unpack_codes
 
 _VALUES_AT_ONCE = 2**22  # of a weight: a dozen temporaries of 32 MiB
 # torch rounds to halves by way of float32: a value within half its step of a midpoint may end on either

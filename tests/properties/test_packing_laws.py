@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dllm_qbench.kernels.packing import pack_codes, packed_width, unpack_codes
 from dllm_qbench.quant.grid import find_grid
-from dllm_qbench.quant.packing import pack_codes, packed_width, unpack_codes
 
 widths = st.integers(2, 8)
 sizes = st.integers(0, 41)

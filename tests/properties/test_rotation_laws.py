@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dllm_qbench.kernels.orders import paley, split
 from dllm_qbench.quant import rotation as rot
-from dllm_qbench.quant.hadamard import paley, split
 
 KNOWN = (12, 20, 28, 36, 40, 52, 60, 108, 140, 148)
 orders = st.sampled_from(
