@@ -54,7 +54,7 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     M = flat_MI.shape[0]
     if _MANY[dtype] <= M:
         return _dense(flat_MI, weight, bias).view(*x.shape[:-1], O).to(x.dtype)
-    tile = tile_for(M, O, dtype, x.device)
+    tile = tile_for(M, O, "float32" if dtype == torch.float32 else "unpacked", x.device)
     depth = 32 if dtype == torch.float32 else _DEPTH
     y = torch.empty(*x.shape[:-1], O, dtype=dtype, device=x.device)
     start(
@@ -105,13 +105,13 @@ def _dense(x_MI: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
 
 def _parts(weight: PackedWeight) -> tuple[Tensor, Tensor, Tensor]:
     zero = weight.scale if weight.zero is None else weight.zero
-    return weight.data, weight.scale.contiguous(), zero.contiguous()
+    return weight.data.contiguous(), weight.scale.contiguous(), zero.contiguous()
 
 
 def _sizes(weight: PackedWeight) -> tuple[int, ...]:
     zero_bytes = 0 if weight.zero is None else weight.zero.shape[1]
     groups = weight.scale.shape[1]
-    return weight.data.stride(0), weight.data.stride(1), groups, weight.group, zero_bytes
+    return weight.data.shape[1], groups, weight.group, zero_bytes
 
 
 def _constants(weight: PackedWeight, depth: int) -> dict[str, Any]:
@@ -130,20 +130,19 @@ def _constants(weight: PackedWeight, depth: int) -> dict[str, Any]:
 
 @jit
 def _product(
-    x_ptr: Any,
-    w_ptr: Any,
-    scale_ptr: Any,
-    zero_ptr: Any,
-    bias_ptr: Any,
-    y_ptr: Any,
-    M: Any,
-    O: Any,  # noqa: E741
-    I: Any,  # noqa: E741
-    row_stride: Any,
-    stride: Any,
-    groups: Any,
-    group: Any,
-    zero_bytes: Any,
+    x_ptr: tl.tensor,
+    w_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    zero_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    M: tl.tensor,
+    O: tl.tensor,  # noqa: E741
+    I: tl.tensor,  # noqa: E741
+    row_bytes: tl.tensor,
+    groups: tl.tensor,
+    group: tl.tensor,
+    zero_bytes: tl.tensor,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     BIAS: tl.constexpr,
@@ -165,7 +164,7 @@ def _product(
         lane = begin + tl.arange(0, DEPTH)[None, :]
         x = tl.load(x_at + lane) if EVEN else tl.load(x_at + lane, mask=lane < I, other=0.0)
         w = _values(
-            w_ptr, scale_ptr, zero_ptr, own_col[:, None], begin, I, row_stride, stride, groups,
+            w_ptr, scale_ptr, zero_ptr, own_col[:, None], begin, I, row_bytes, groups,
             group, zero_bytes, COLS, BITS, ZERO, GROUPED, ALIKE, EVEN, DEPTH,
         )  # fmt: skip
         w = narrow(w, x_ptr.dtype.element_ty, INTERPRET)
@@ -181,18 +180,17 @@ def _product(
 
 @jit
 def _unpack(
-    out_ptr: Any,
-    w_ptr: Any,
-    scale_ptr: Any,
-    zero_ptr: Any,
-    first: Any,
-    last: Any,
-    I: Any,  # noqa: E741
-    row_stride: Any,
-    stride: Any,
-    groups: Any,
-    group: Any,
-    zero_bytes: Any,
+    out_ptr: tl.tensor,
+    w_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    zero_ptr: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
+    I: tl.tensor,  # noqa: E741
+    row_bytes: tl.tensor,
+    groups: tl.tensor,
+    group: tl.tensor,
+    zero_bytes: tl.tensor,
     COLS: tl.constexpr,
     BITS: tl.constexpr,
     ZERO: tl.constexpr,
@@ -206,7 +204,7 @@ def _unpack(
     row = first + tl.program_id(0) * COLS + tl.arange(0, COLS)[:, None]
     own, begin = tl.minimum(row, last - 1).to(tl.int64), tl.program_id(1) * DEPTH
     w = _values(
-        w_ptr, scale_ptr, zero_ptr, own, begin, I, row_stride, stride, groups,
+        w_ptr, scale_ptr, zero_ptr, own, begin, I, row_bytes, groups,
         group, zero_bytes, COLS, BITS, ZERO, GROUPED, ALIKE, EVEN, DEPTH,
     )  # fmt: skip
     if not GROUPED:
@@ -218,17 +216,16 @@ def _unpack(
 
 @jit
 def _values(
-    w_ptr: Any,
-    scale_ptr: Any,
-    zero_ptr: Any,
-    row: Any,
-    begin: Any,
-    limit: Any,
-    row_stride: Any,
-    stride: Any,
-    groups: Any,
-    group: Any,
-    zero_bytes: Any,
+    w_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    zero_ptr: tl.tensor,
+    row: tl.tensor,
+    begin: tl.tensor,
+    limit: tl.tensor,
+    row_bytes: tl.tensor,
+    groups: tl.tensor,
+    group: tl.tensor,
+    zero_bytes: tl.tensor,
     COLS: tl.constexpr,
     BITS: tl.constexpr,
     ZERO: tl.constexpr,
@@ -236,20 +233,20 @@ def _values(
     ALIKE: tl.constexpr,
     EVEN: tl.constexpr,
     DEPTH: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Return DEPTH weights of the rows ``[COLS, 1]`` as float32, 0 beyond the last; scaled where there
     are groups.
     """
     lane = begin + tl.arange(0, DEPTH)[None, :]
     there = lane < limit
-    row_at = row * row_stride
+    row_at = row * row_bytes
     if BITS == 8:
-        at = w_ptr + row_at + lane.to(tl.int64) * stride
+        at = w_ptr + row_at + lane
         code = tl.load(at) if EVEN else tl.load(at, mask=there, other=0)
         if not ZERO:  # int8: counted from -128
             code = code.to(tl.uint8, bitcast=True) ^ 0x80
     elif BITS == 4:
-        code = nibbles(w_ptr, row_at, begin, limit, COLS, DEPTH)
+        code = nibbles(w_ptr, row_at, begin, limit, EVEN, COLS, DEPTH)
     else:
         code = code_at(w_ptr, row_at, lane, there, BITS)
     if ALIKE:

@@ -12,7 +12,6 @@ their zero points too). Each bracket is exact in int32.
 from __future__ import annotations
 
 from math import gcd
-from typing import Any
 
 import torch
 import triton.language as tl
@@ -55,11 +54,14 @@ def linear_quantized(
     part = gcd(codes.group if G > 1 else 0, weight.group if weight.scale.shape[1] > 1 else 0) or I
     x_MI, x_kind = _readable(codes, part)
     w_OI, w_kind = _readable(weight.codes(), part)
-    x_MI = x_MI.reshape(-1, x_MI.shape[-1]).contiguous()
+    # Tensor cores read int8 with the inputs side by side; a weight packed on a CPU lies otherwise.
+    x_MI, w_OI = x_MI.reshape(-1, x_MI.shape[-1]).contiguous(), w_OI.contiguous()
     M = x_MI.shape[0]
     x_zero, w_zero = codes.zero, weight.zeros()
     scales = (codes.scale.contiguous(), weight.scale.contiguous())
-    tile, depth = tile_for(M, O, torch.int8, x_MI.device), min(128, max(32, power_of_two(part)))
+    plain = x_kind == w_kind == _INT8 and part == I and x_zero is w_zero is None
+    tile = tile_for(M, O, "int8" if plain else "unpacked", x_MI.device)
+    depth = min(128, max(32, power_of_two(part)))
     y = torch.empty(*lead, O, dtype=dtype, device=x_MI.device)
     start(
         _product,
@@ -76,7 +78,6 @@ def linear_quantized(
         I,
         x_MI.stride(0),
         w_OI.stride(0),
-        w_OI.stride(1),
         G,
         weight.scale.shape[1],
         codes.group,
@@ -110,25 +111,24 @@ def _readable(codes: Codes, part: int) -> tuple[Tensor, int]:
 
 @jit
 def _product(
-    x_ptr: Any,
-    w_ptr: Any,
-    y_ptr: Any,
-    x_scale_ptr: Any,
-    w_scale_ptr: Any,
-    x_zero_ptr: Any,
-    w_zero_ptr: Any,
-    bias_ptr: Any,
-    M: Any,
-    O: Any,  # noqa: E741
-    I: Any,  # noqa: E741
-    x_stride: Any,
-    w_row_stride: Any,
-    w_stride: Any,
-    x_groups: Any,
-    w_groups: Any,
-    x_group: Any,
-    w_group: Any,
-    part: Any,
+    x_ptr: tl.tensor,
+    w_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    x_scale_ptr: tl.tensor,
+    w_scale_ptr: tl.tensor,
+    x_zero_ptr: tl.tensor,
+    w_zero_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    M: tl.tensor,
+    O: tl.tensor,  # noqa: E741
+    I: tl.tensor,  # noqa: E741
+    x_stride: tl.tensor,
+    w_stride: tl.tensor,
+    x_groups: tl.tensor,
+    w_groups: tl.tensor,
+    x_group: tl.tensor,
+    w_group: tl.tensor,
+    part: tl.tensor,
     X: tl.constexpr,
     W: tl.constexpr,
     X_ZERO: tl.constexpr,
@@ -145,7 +145,7 @@ def _product(
     row, col = first_row + tl.arange(0, ROWS), first_col + tl.arange(0, COLS)
     # Beyond the ends other rows are read again, which needs no mask; they are not stored.
     own_row, own_col = (row % M).to(tl.int64), (col % O).to(tl.int64)
-    x_at, w_at = (own_row * x_stride)[:, None], (own_col * w_row_stride)[:, None]
+    x_at, w_at = (own_row * x_stride)[:, None], (own_col * w_stride)[:, None]
     exact = tl.full((ROWS, COLS), 0, tl.int32)
     total = tl.full((ROWS, COLS), 0.0, tl.float32)
     x_sum, w_sum = tl.full((ROWS,), 0, tl.int32), tl.full((COLS,), 0, tl.int32)
@@ -157,8 +157,8 @@ def _product(
         else:
             begin = step * DEPTH
             limit = I
-        x = _int8(x_ptr, x_at, 1, begin, limit, X, EVEN, ROWS, DEPTH)
-        w = _int8(w_ptr, w_at, w_stride, begin, limit, W, EVEN, COLS, DEPTH)
+        x = _int8(x_ptr, x_at, begin, limit, X, EVEN, ROWS, DEPTH)
+        w = _int8(w_ptr, w_at, begin, limit, W, EVEN, COLS, DEPTH)
         exact = tl.dot(x, tl.trans(w), exact, out_dtype=tl.int32)
         if W_ZERO:
             x_sum += tl.reduce(x.to(tl.int32), 1, _sum_combine)
@@ -192,24 +192,23 @@ def _product(
 
 @jit
 def _int8(
-    ptr: Any,
-    row_at: Any,
-    stride: Any,
-    begin: Any,
-    limit: Any,
+    ptr: tl.tensor,
+    row_at: tl.tensor,
+    begin: tl.tensor,
+    limit: tl.tensor,
     KIND: tl.constexpr,
     EVEN: tl.constexpr,
     R: tl.constexpr,
     D: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Read D codes of R rows as int8, 0 from channel ``limit`` on."""
     lane = begin + tl.arange(0, D)[None, :]
     if KIND >= 2:
-        codes = nibbles(ptr, row_at, begin, limit, R, D).to(tl.int8)
+        codes = nibbles(ptr, row_at, begin, limit, EVEN, R, D).to(tl.int8)
         if KIND == 2:
             codes -= 8
     else:
-        at = ptr + row_at + lane.to(tl.int64) * stride
+        at = ptr + row_at + lane
         codes = tl.load(at) if EVEN else tl.load(at, mask=lane < limit, other=0)
         if KIND == 1:
             codes = (codes ^ 0x80).to(tl.int8, bitcast=True)
@@ -220,17 +219,17 @@ def _int8(
 
 @jit
 def _without_zeros(
-    exact: Any,
-    x_sum: Any,
-    w_sum: Any,
-    count: Any,
-    x_zero_at: Any,
-    w_zero_at: Any,
+    exact: tl.tensor,
+    x_sum: tl.tensor,
+    w_sum: tl.tensor,
+    count: tl.tensor,
+    x_zero_at: tl.tensor,
+    w_zero_at: tl.tensor,
     X: tl.constexpr,
     W: tl.constexpr,
     X_ZERO: tl.constexpr,
     W_ZERO: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Take the zero points out of sums of products; see the formula above."""
     if X_ZERO:
         x_zero = tl.load(x_zero_at).to(tl.int32)

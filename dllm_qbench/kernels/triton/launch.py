@@ -92,7 +92,7 @@ def warps_for(elements: int, most: int = 16) -> int:
 
 
 @jit
-def dot(a: Any, b: Any, total: Any, INTERPRET: tl.constexpr) -> Any:
+def dot(a: tl.tensor, b: tl.tensor, total: tl.tensor, INTERPRET: tl.constexpr) -> tl.tensor:
     """Add ``a @ b`` to the float ``total``: float32 as IEEE says, halves on tensor cores."""
     if INTERPRET:
         if a.dtype == tl.bfloat16:
@@ -103,7 +103,7 @@ def dot(a: Any, b: Any, total: Any, INTERPRET: tl.constexpr) -> Any:
 
 
 @jit
-def narrow(x: Any, dtype: tl.constexpr, INTERPRET: tl.constexpr) -> Any:
+def narrow(x: tl.tensor, dtype: tl.constexpr, INTERPRET: tl.constexpr) -> tl.tensor:
     """Round to a data type; ties to even."""
     if INTERPRET and dtype == tl.bfloat16:
         x = x.to(tl.float32)

@@ -13,8 +13,6 @@ How the same bits come out:
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -44,7 +42,7 @@ def quantize(x: Tensor, bits: int, group: int, symmetric: bool, clip: float) -> 
     flat_MI = x.detach().reshape(-1, size).contiguous()
     M, G = flat_MI.shape[0], -(-size // group)
     tile = min(max(2, power_of_two(group)), LARGEST_TILE)
-    rows = max(1, _TILE // tile)
+    rows = max(1, min(256, _TILE // tile))
     # Two codes of a byte must be of one group; groups of an odd size are packed afterwards.
     packed = bits == 4 and (G == 1 or group % 2 == 0)
     codes = flat_MI.new_empty(
@@ -69,6 +67,7 @@ def quantize(x: Tensor, bits: int, group: int, symmetric: bool, clip: float) -> 
         ROWS=rows,
         TILE=tile,
         WHOLE=group <= tile,
+        FULL=group == tile and size % group == 0,
         BITS=bits,
         SYMMETRIC=symmetric,
         PACKED=packed,
@@ -89,26 +88,29 @@ def quantize(x: Tensor, bits: int, group: int, symmetric: bool, clip: float) -> 
 
 @jit
 def _quantize(
-    x_ptr: Any,
-    codes_ptr: Any,
-    scale_ptr: Any,
-    zero_ptr: Any,
-    count: Any,
-    size: Any,
-    group: Any,
-    groups: Any,
-    share: Any,
+    x_ptr: tl.tensor,
+    codes_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    zero_ptr: tl.tensor,
+    count: tl.tensor,
+    size: tl.tensor,
+    group: tl.tensor,
+    groups: tl.tensor,
+    share: tl.tensor,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     WHOLE: tl.constexpr,
+    FULL: tl.constexpr,
     BITS: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     PACKED: tl.constexpr,
 ) -> None:
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token, first = (row // groups).to(tl.int64)[:, None], (row % groups * group)[:, None]
-    # channels of this group that there are: the last of a token may be shorter
-    count_here = tl.where(row < count, tl.minimum(group, size - row % groups * group), 0)[:, None]
+    # Channels of this group that there are: the last of a token may be shorter. Where none is, a
+    # constant says so to the compiler, which can then load several at a time.
+    most = TILE if FULL else tl.minimum(group, size - row % groups * group)
+    count_here = tl.where(row < count, most, 0)[:, None]
     lane = tl.arange(0, TILE)[None, :]
     at = token * size + first
     x = tl.load(x_ptr + at + lane, mask=lane < count_here, other=0.0).to(tl.float32)
@@ -136,7 +138,7 @@ def _quantize(
 
 
 @jit
-def _range(x: Any, SYMMETRIC: tl.constexpr) -> Any:
+def _range(x: tl.tensor, SYMMETRIC: tl.constexpr) -> tl.tensor:
     """Return ``-min(x, 0)`` and ``max(x, 0)`` of each row as the bits of floats; symmetric: both the
     largest magnitude.
     """
@@ -149,15 +151,19 @@ def _range(x: Any, SYMMETRIC: tl.constexpr) -> Any:
 
 
 @jit
-def largest(x: Any) -> Any:
+def largest(x: tl.tensor) -> tl.tensor:
     """Return the largest magnitude of each row of ``[R, N]`` float32, as its bits; NaN is above all."""
     return tl.reduce(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1, _elementwise_max)
 
 
 @jit
 def grid(
-    low_bits: Any, high_bits: Any, share: Any, BITS: tl.constexpr, SYMMETRIC: tl.constexpr
-) -> Any:
+    low_bits: tl.tensor,
+    high_bits: tl.tensor,
+    share: tl.tensor,
+    BITS: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+) -> tl.tensor:
     """Return the step and the zero point (a float; 0 on a symmetric grid) of each row.
 
     ``share``: of the largest magnitude that a step takes; asymmetric: of the range that is kept.
@@ -178,13 +184,15 @@ def grid(
 
 
 @jit
-def nearest(x: Any) -> Any:
+def nearest(x: tl.tensor) -> tl.tensor:
     """Round float32 below 2^22 to int32, ties to even."""
     return (x + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
 
 
 @jit
-def stored(x: Any, step: Any, zero: Any, BITS: tl.constexpr, SYMMETRIC: tl.constexpr) -> Any:
+def stored(
+    x: tl.tensor, step: tl.tensor, zero: tl.tensor, BITS: tl.constexpr, SYMMETRIC: tl.constexpr
+) -> tl.tensor:
     """Return the codes of ``[R, N]`` float32 as they are stored, int32: at 4 bits from 0."""
     scaled = tl.div_rn(x, tl.broadcast_to(step[:, None], x.shape))
     last: tl.constexpr = 2 ** (BITS - 1) - 1 if SYMMETRIC else 2**BITS - 1
@@ -199,7 +207,7 @@ def stored(x: Any, step: Any, zero: Any, BITS: tl.constexpr, SYMMETRIC: tl.const
 
 
 @jit
-def pair_up(codes: Any, ROWS: tl.constexpr, HALF: tl.constexpr) -> Any:
+def pair_up(codes: tl.tensor, ROWS: tl.constexpr, HALF: tl.constexpr) -> tl.tensor:
     """Return two codes of 4 bits a byte: ``[ROWS, 2 HALF] -> [ROWS, HALF]``, the first one low."""
     low, high = tl.split(tl.reshape(codes, (ROWS, HALF, 2)))
     return low | (high << 4)
@@ -207,12 +215,12 @@ def pair_up(codes: Any, ROWS: tl.constexpr, HALF: tl.constexpr) -> Any:
 
 @jit
 def _put(
-    codes_ptr: Any,
-    token_at: Any,
-    first: Any,
-    codes: Any,
-    begin: Any,
-    count: Any,
+    codes_ptr: tl.tensor,
+    token_at: tl.tensor,
+    first: tl.tensor,
+    codes: tl.tensor,
+    begin: tl.tensor,
+    count: tl.tensor,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     PACKED: tl.constexpr,

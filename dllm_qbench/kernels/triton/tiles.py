@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import triton.language as tl
@@ -27,8 +26,8 @@ class Tile:
 
 # The larger, the fewer times a weight is unpacked and an input is read; tensor cores want 64 rows.
 # Chosen by what fits an H100's registers and shared memory; not yet timed on one.
+_LARGEST = (Tile(128, 256, 8, 3),)
 _TENSOR_CORES = (
-    Tile(128, 256, 8, 3),
     Tile(128, 128, 8, 4),
     Tile(64, 128, 4, 4),
     Tile(64, 64, 4, 4),
@@ -40,12 +39,16 @@ _TENSOR_CORES = (
 _PLAIN = (Tile(64, 64, 4, 2), Tile(32, 64, 4, 2), Tile(16, 64, 4, 2))
 
 
-def tile_for(M: int, O: int, dtype: torch.dtype, device: torch.device) -> Tile:  # noqa: E741
+def tile_for(M: int, O: int, kind: str, device: torch.device) -> Tile:  # noqa: E741
     """Return the largest tile that keeps three quarters of a GPU's processors busy, or the smallest.
 
     Tiles of twice the rows or columns that there are would be computed for nothing.
+
+    Args:
+        kind: "int8" where both sides are read as they are; "unpacked" where a program holds codes in
+            registers as well; "float32".
     """
-    choices = _PLAIN if dtype == torch.float32 else _TENSOR_CORES
+    choices = {"int8": _LARGEST + _TENSOR_CORES, "unpacked": _TENSOR_CORES, "float32": _PLAIN}[kind]
     useful = [
         tile
         for tile in choices
@@ -70,7 +73,7 @@ def _processors(device: torch.device) -> int:
 
 
 @jit
-def place(M: Any, O: Any, ROWS: tl.constexpr, COLS: tl.constexpr) -> Any:  # noqa: E741
+def place(M: tl.tensor, O: tl.tensor, ROWS: tl.constexpr, COLS: tl.constexpr) -> tl.tensor:  # noqa: E741
     """Return the tile of this program: first row, first column.
 
     Neighbouring programs take eight tiles of rows for one of columns, so that what they read of
@@ -85,15 +88,26 @@ def place(M: Any, O: Any, ROWS: tl.constexpr, COLS: tl.constexpr) -> Any:  # noq
 
 
 @jit
-def nibbles(ptr: Any, row_at: Any, begin: Any, limit: Any, R: tl.constexpr, D: tl.constexpr) -> Any:
+def nibbles(
+    ptr: tl.tensor,
+    row_at: tl.tensor,
+    begin: tl.tensor,
+    limit: tl.tensor,
+    EVEN: tl.constexpr,
+    R: tl.constexpr,
+    D: tl.constexpr,
+) -> tl.tensor:
     """Read codes of 4 bits, ``[R, D]`` uint8 from channel ``begin`` (even) of rows at ``[R, 1]``."""
     byte = begin // 2 + tl.arange(0, D // 2)[None, :]
-    pair = tl.load(ptr + row_at + byte, mask=2 * byte < limit, other=0)
+    at = ptr + row_at + byte
+    pair = tl.load(at) if EVEN else tl.load(at, mask=2 * byte < limit, other=0)
     return tl.reshape(tl.join(pair & 15, pair >> 4), (R, D))
 
 
 @jit
-def code_at(ptr: Any, row_at: Any, index: Any, there: Any, BITS: tl.constexpr) -> Any:
+def code_at(
+    ptr: tl.tensor, row_at: tl.tensor, index: tl.tensor, there: tl.tensor, BITS: tl.constexpr
+) -> tl.tensor:
     """Read codes of BITS bits one by one from a dense stream, int32; rows begin at ``row_at``."""
     bit = index * BITS
     at = ptr + row_at + bit // 8
@@ -105,7 +119,7 @@ def code_at(ptr: Any, row_at: Any, index: Any, there: Any, BITS: tl.constexpr) -
 
 
 @jit
-def exact_float(code: Any) -> Any:
+def exact_float(code: tl.tensor) -> tl.tensor:
     """Return 2^23 + an integer from 0 to 2^23 - 1 as float32: a bit operation, where a conversion
     would take four times as long. Subtracting 2^23 + zero gives the exact difference.
     """

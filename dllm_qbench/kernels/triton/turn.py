@@ -16,7 +16,6 @@ A program holds TOKENS tokens, padded to powers of two: ``[TOKENS, PADDED * POWE
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 import triton.language as tl
@@ -172,14 +171,14 @@ def _base(m: int, inverse: bool, device: torch.device, dtype: torch.dtype) -> Te
 
 @jit
 def _turn(
-    x_ptr: Any,
-    out_ptr: Any,
-    scale_ptr: Any,
-    base_ptr: Any,
-    signs_ptr: Any,
-    count: Any,
-    period: Any,
-    share: Any,
+    x_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    base_ptr: tl.tensor,
+    signs_ptr: tl.tensor,
+    count: tl.tensor,
+    period: tl.tensor,
+    share: tl.tensor,
     TOKENS: tl.constexpr,
     BLOCKS: tl.constexpr,
     PADDED: tl.constexpr,
