@@ -33,6 +33,7 @@ _HOMES = {
     "load": "dllm_qbench.models.loading",
     "load_quantized": "dllm_qbench.quant.checkpoint",
     "outliers": "dllm_qbench.evaluation.outliers",
+    "pack": "dllm_qbench.quant.packed",
     "quantize": "dllm_qbench.quant.quantize",
     "save_quantized": "dllm_qbench.quant.checkpoint",
 }
@@ -52,6 +53,7 @@ __all__ = [
     "load",
     "load_quantized",
     "outliers",
+    "pack",
     "quantize",
     "save_quantized",
 ]
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from dllm_qbench.quant.audits import audit
     from dllm_qbench.quant.calibration import Calibration, calibration
     from dllm_qbench.quant.checkpoint import load_quantized, save_quantized
+    from dllm_qbench.quant.packed import pack
     from dllm_qbench.quant.quantize import quantize
     from dllm_qbench.quant.scheme import Scheme
     from dllm_qbench.records import Record

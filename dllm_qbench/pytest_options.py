@@ -14,6 +14,7 @@ from dllm_qbench.errors import QBenchError
 from dllm_qbench.models.released import PAPER_MODELS
 
 ENGINES: Final = ("local", "ray")
+EXECUTIONS: Final = ("fake", "packed")
 STORE: Final = ".qbench/store"
 """Where the full tier keeps what it measured, from the root folder, if nothing else is said."""
 
@@ -28,6 +29,12 @@ _VALUES: Final = (
     ),
     ("items", "items a cell of the quick tier", "500", "N"),
     ("device", "where the models run, as torch names it: cpu, cuda, cuda:1", "cpu", "DEVICE"),
+    (
+        "execution",
+        "how quantized models of the quick tier run: fake, on float weights, or packed, on kernels",
+        "fake",
+        "HOW",
+    ),
     ("baselines", "folder of the baselines, from the root folder", "baselines", "DIR"),
     ("records", "write every cell's record and verdict to this JSON Lines file", None, "PATH"),
     ("limit", "full tier: at most so many items a task, from the first", None, "N"),
@@ -102,6 +109,7 @@ class Settings:
     full_models: tuple[str, ...]
     device: str
     items: int
+    execution: str
     baselines: Path
     records: Path | None
     strict: bool
@@ -127,6 +135,7 @@ class Settings:
             full_models=models if given else PAPER_MODELS,
             device=str(_option(config, "device")),
             items=_count(config, "items"),
+            execution=_one_of(config, "execution", EXECUTIONS),
             baselines=config.rootpath / str(_option(config, "baselines")),
             records=config.invocation_params.dir / str(records) if records else None,
             strict=_flag(config, "strict"),
@@ -147,6 +156,11 @@ class Settings:
         if self.sequential and self.update:
             raise pytest.UsageError(
                 "--qbench-sequential stops cells early; a baseline needs all items: drop one of the two"
+            )
+        if self.update and self.execution != "fake":
+            raise pytest.UsageError(
+                f"--qbench-execution={self.execution} is held to the baselines of fake quantization, and"
+                " does not write them: drop one of the two"
             )
         if self.records and self.records.is_dir():
             raise pytest.UsageError(f"--qbench-records: {self.records} is a folder")

@@ -56,7 +56,8 @@ class Run:
         if model not in self._runners:
             from dllm_qbench.engine.cells import CellRunner
 
-            self._runners[model] = CellRunner(model, self.settings.items, self.settings.device)
+            given = self.settings
+            self._runners[model] = CellRunner(model, given.items, given.device, given.execution)
         return self._runners[model]
 
     def release(self, model: str) -> None:

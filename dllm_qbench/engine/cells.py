@@ -40,10 +40,13 @@ class AuditReport:
 class CellRunner:
     """Measures cells of one model. What it has made once it hands out again: do not change it."""
 
-    def __init__(self, model: str, items: int, device: str = "cpu") -> None:
+    def __init__(
+        self, model: str, items: int, device: str = "cpu", execution: str = "fake"
+    ) -> None:
         self.model = model
         self.items = items
         self.device = device
+        self.execution = execution
         self._quantized: dict[tuple[Any, ...], DiffusionLM] = {}
         self._at_16_bits: dict[str, Rerun] = {}
         self._audited: WeakKeyDictionary[DiffusionLM, AuditReport] = WeakKeyDictionary()
@@ -70,7 +73,12 @@ class CellRunner:
         key = (method, str(Scheme.parse(scheme)), *sorted(parameters.items()))
         if key not in self._quantized:
             self._quantized[key] = quantize(
-                self.lm, method, scheme, calibration=self.calibration, **parameters
+                self.lm,
+                method,
+                scheme,
+                calibration=self.calibration,
+                execution=self.execution,
+                **parameters,
             )
         return self._quantized[key]
 

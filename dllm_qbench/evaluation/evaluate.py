@@ -28,6 +28,7 @@ from dllm_qbench.evaluation.probe import ITEMS
 from dllm_qbench.evaluation.provenance import provenance
 from dllm_qbench.evaluation.trajectory import Trace, compare_traces
 from dllm_qbench.models.lm import DiffusionLM
+from dllm_qbench.quant.packed import execution_of
 from dllm_qbench.quant.quantize import recipe_hash
 from dllm_qbench.records import Record
 
@@ -133,7 +134,7 @@ def evaluate(
         kinds=expected.kinds,
         recipe=recipe,
         recipe_hash=recipe_hash(recipe),
-        provenance={**provenance(reference, seed), **benchmark.provenance},
+        provenance={**provenance(reference, seed), **benchmark.provenance, **_execution(quantized)},
         layer_sqnr=measured.layer_sqnr,
         local_sqnr=measured.local_sqnr,
         fidelity={
@@ -234,8 +235,15 @@ class _Answering:
             "task_sha256": self._benchmark.digest,
             "seed": self._seed,
             "dtype": str(lm.dtype).removeprefix("torch."),
+            **_execution(lm),
             **which,
         }
+
+
+def _execution(lm: DiffusionLM) -> dict[str, str]:
+    """Say of a model that it runs on packed weights; nothing of others, as ever."""
+    execution = execution_of(lm)
+    return {} if execution == "fake" else {"execution": execution}
 
 
 def _chunks(items: int, chunk: int) -> Iterator[tuple[int, int]]:

@@ -11,6 +11,8 @@
 Notable:
 - what is loaded is what was saved, bit by bit, or saving is an error that names the layer
   (``quant/stored_grid.py``); 16-bit weights are stored as they are;
+- a model is loaded to run either way, however it ran when it was saved: packed, no float weight is made
+  on the way;
 - written into a folder beside, which then takes its name: there is the whole checkpoint or none;
 - block by block in both directions: memory is the model's and one block's;
 - safetensors and JSON only. A truncated, corrupt or foreign file is an error that names file and field.
@@ -38,6 +40,7 @@ from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.models.loading import architecture_of, usable_device
 from dllm_qbench.models.tokenizer_files import load_tokenizer
 from dllm_qbench.quant.layers import QuantLinear, blocks
+from dllm_qbench.quant.packed import PackedLinear, checked_execution
 from dllm_qbench.quant.stored_layers import Rotations, layer_from, layer_record
 
 FORMAT = "dllm_qbench quantized checkpoint, 1"
@@ -49,7 +52,7 @@ def save_quantized(lm: DiffusionLM, folder: Path, source: str | None = None) -> 
     """Write a quantized model.
 
     Args:
-        lm: what ``quantize`` returned.
+        lm: what ``quantize`` returned, fake or packed.
         folder: where to; made, with its parents. It must not be there yet, or be empty.
         source: the fingerprint of the full-precision model that it was made from, to be told later.
 
@@ -81,6 +84,7 @@ def load_quantized(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     source: str | None = None,
+    execution: str = "fake",
 ) -> DiffusionLM:
     """Read what :func:`save_quantized` wrote, bit by bit.
 
@@ -89,12 +93,14 @@ def load_quantized(
         device: where the model goes, block by block.
         dtype: convert weights, biases and norms to it; then bits are others than those saved.
         source: the fingerprint that the full-precision model should have.
+        execution: ``"packed"`` holds and multiplies the codes, see :func:`dllm_qbench.quantize`.
 
     Raises:
         CheckpointError: missing, truncated, corrupt or foreign, or made from another model; names
             file and field.
-        QBenchError: a device that cannot be used.
+        QBenchError: a device that cannot be used, or an unknown execution.
     """
+    packed = checked_execution(execution) == "packed"
     folder, place = Path(folder), usable_device(device)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder of a quantized checkpoint")
@@ -120,7 +126,8 @@ def load_quantized(
         tensors = _read(path, files[path.name], place)
         where = f"model.layers.{index}."
         for name in [name for name in layers if name.startswith(where)]:
-            layer = layer_from(layers[name], name, tensors, rotations, f"{path}: layer {name}")
+            place_of = f"{path}: layer {name}"
+            layer = layer_from(layers[name], name, tensors, rotations, place_of, packed)
             _put(model, name, layer, str(head.path))
         _fill(model, tensors, str(path), inside=where)
     for name, number in head.mapping("query_key_rotations").items():
@@ -163,7 +170,7 @@ def _write(lm: DiffusionLM, folder: Path, source: str | None) -> None:
                     raise CheckpointError(f"{name}: cannot be saved exactly: {error}") from error
                 tensors |= made
                 spent += layers[name]["weight_bytes"]
-                weights += layer.weight.numel()
+                weights += layer.in_features * layer.out_features
         tensors |= _plain(own, quantized, where)
         files[_BLOCK.format(index)] = _save(tensors, folder / _BLOCK.format(index))
     turns = {
@@ -274,8 +281,9 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], where: str, inside: s
 
 def _put(model: nn.Module, name: str, layer: QuantLinear, where: str) -> None:
     linear = _module(model, name, where)
-    found, expected = list(layer.weight.shape), list(getattr(linear, "weight", layer.weight).shape)
-    if not isinstance(linear, nn.Linear) or found != expected:
+    found = [layer.out_features, layer.in_features]
+    expected = list(linear.weight.shape) if isinstance(linear, nn.Linear) else "no linear there"
+    if found != expected:
         raise CheckpointError(
             f"{where}: layer {name} has shape {found}, the config asks for {expected}"
         )
@@ -295,6 +303,8 @@ def _convert(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.read_in(dtype)
         if isinstance(module, QuantLinear):
             for side in ("input_scale", "output_scale"):
                 factor = getattr(module, side)

@@ -2,7 +2,7 @@
 
 Notable:
 - quantized weights are stored as the floating-point values that they stand for ("fake" quantization):
-  accuracy is that of the integers, speed and memory are not;
+  accuracy is that of the integers, speed and memory are not; for those see ``quant/packed.py``;
 - activations are rounded per token, symmetrically, with a scale computed when the token arrives;
 - a layer may turn its input by an orthogonal map before rounding it; its weight then reads turned
   inputs, so the product is the same;
@@ -14,17 +14,19 @@ Shapes: N tokens, I inputs, O outputs, G weight groups of an output channel.
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dllm_qbench.errors import QBenchError
+from dllm_qbench.errors import CheckpointError, QBenchError
 from dllm_qbench.quant.grid import Grid
 from dllm_qbench.quant.rotation import hadamard_transform, inverse_hadamard_transform
 from dllm_qbench.quant.scheme import UNTOUCHED, Scheme
+from dllm_qbench.quant.shared_inputs import LastMade
+from dllm_qbench.quant.stored_grid import StoredGrid, store_grid
 
 # The linears of one block in forward order; those of one tuple read the same input.
 BLOCK_GROUPS = (
@@ -137,46 +139,7 @@ def _by_block(x: Tensor, blocks_bBB: Tensor) -> Tensor:
     return turned_bNB.transpose(0, 1).reshape(x.shape).to(x.dtype)
 
 
-class _Last:
-    """What was last made of an input, for the layers beside the one that made it.
-
-    q, k and v read one tensor, and so do gate and up: turned and rounded three times it is a good
-    part of a rotated model's time. Nothing is handed to a layer twice: one that asks again about the
-    same tensor may have been changed meanwhile, and so may be what it asks about.
-    """
-
-    def __init__(self) -> None:
-        self._input: weakref.ref[Tensor] | None = None
-        self._version: int | None = None
-        self._how: tuple[Any, ...] = ()
-        self._made: Tensor | None = None
-        self._readers: list[weakref.ref[nn.Module]] = []
-
-    def of(self, x: Tensor, how: tuple[Any, ...], layer: nn.Module) -> Tensor | None:
-        """Return what another layer made of this very tensor in this very way, or ``None``."""
-        same = self._input is not None and self._input() is x and self._version == _version(x)
-        if not same or self._how != how or any(known() is layer for known in self._readers):
-            return None
-        self._readers.append(weakref.ref(layer))
-        return self._made
-
-    def keep(self, x: Tensor, how: tuple[Any, ...], layer: nn.Module, made: Tensor) -> None:
-        """Keep this until the next is made, or the input is gone."""
-        self._input = weakref.ref(x, self._drop)
-        self._version, self._how, self._made = _version(x), how, made
-        self._readers = [weakref.ref(layer)]
-
-    def _drop(self, gone: weakref.ref[Tensor]) -> None:
-        if gone is self._input:
-            self._input, self._how, self._made = None, (), None
-
-
-def _version(x: Tensor) -> int | None:
-    """Return how often a tensor was changed in place; inference tensors do not count."""
-    return None if x.is_inference() else x._version
-
-
-_last = _Last()
+_last = LastMade()
 
 
 class QuantLinear(nn.Module):
@@ -211,11 +174,15 @@ class QuantLinear(nn.Module):
         method: str,
     ) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.method = method
         self.register_buffer("scale", None)
         self.register_buffer("zero", None)
         self.requantize(weight, grid, scheme)
+        self._begin(weight.shape, bias, method)
+
+    def _begin(self, shape: Sequence[int], bias: Tensor | None, method: str) -> None:
+        """Set all but weight, grid and scheme."""
+        self.out_features, self.in_features = shape
+        self.method = method
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.register_buffer("input_scale", None)
         self.register_buffer("output_scale", None)
@@ -228,18 +195,23 @@ class QuantLinear(nn.Module):
         """Map ``[..., I]`` to ``[..., O]``."""
         return F.linear(self._read(x), self.weight, self.bias)
 
-    def _read(self, x: Tensor) -> Tensor:
+    def _read(self, x: Tensor) -> Any:
         """Turn and round an input; once for layers that read one tensor in one way."""
         if self.transform is None and self.scheme.act_bits == UNTOUCHED:
             return x
-        how = (self.transform, self.scheme.act_bits, self.act_clip)
+        how = (type(self), self.transform, self.scheme.act_bits, self.act_clip)
         made = _last.of(x, how, self)
         if made is None:
-            made = self.turned(x)
-            if self.scheme.act_bits != UNTOUCHED:
-                made = quantize_tokens(made, self.scheme.act_bits, self.act_clip)
+            made = self._turned_and_rounded(x)
             _last.keep(x, how, self, made)
         return made
+
+    def _turned_and_rounded(self, x: Tensor) -> Any:
+        """Return what this kind of layer multiplies."""
+        made = self.turned(x)
+        if self.scheme.act_bits == UNTOUCHED:
+            return made
+        return quantize_tokens(made, self.scheme.act_bits, self.act_clip)
 
     def turned(self, x: Tensor) -> Tensor:
         """Return what the weight reads of an input ``[..., I]``, before rounding."""
@@ -262,6 +234,26 @@ class QuantLinear(nn.Module):
         self.symmetric = None if grid is None else grid.symmetric
         self.scale = None if grid is None else grid.scale.float()
         self.zero = None if grid is None else grid.zero.float()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weight's values."""
+        return self.weight.dtype
+
+    def stored(self) -> StoredGrid:
+        """Return the weight as codes and scales that give it back bit by bit.
+
+        Raises:
+            CheckpointError: there are none.
+        """
+        scheme = self.scheme
+        if self.scale is None or self.zero is None or self.symmetric is None:
+            raise CheckpointError("it has no weight grid")
+        if not scheme.quantizes_weights:
+            raise CheckpointError(f"it has a weight grid, and its scheme {scheme} has none")
+        group = min(scheme.group or self.in_features, self.in_features)
+        weight, bits = self.weight.detach(), scheme.weight_bits
+        return store_grid(weight, self.scale, self.zero, bits, self.symmetric, group)
 
     def extra_repr(self) -> str:
         """Return what ``repr(model)`` shows of this layer."""

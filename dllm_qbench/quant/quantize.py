@@ -21,6 +21,7 @@ from dllm_qbench.models.loading import usable_device
 from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.calibration import calibration as draw_calibration
 from dllm_qbench.quant.methods import awq, duquant, gptq, quarot, rtn, smoothquant
+from dllm_qbench.quant.packed import checked_execution, pack_layers
 from dllm_qbench.quant.scheme import Scheme
 
 
@@ -64,6 +65,7 @@ def quantize(
     calibration: Calibration | None = None,
     *,
     device: str | torch.device | None = None,
+    execution: str = "fake",
     **parameters: Any,
 ) -> DiffusionLM:
     """Quantize all linears inside the blocks of a full-precision model.
@@ -79,6 +81,9 @@ def quantize(
         device: where to compute, block by block; the model and the result stay where the model lives.
             ``None`` computes there. A model of 8B that lives in CPU memory (31 GiB of it: the copy
             too) is quantized on one 24 GB card so.
+        execution: ``"fake"``: weights are the floating-point values that their codes stand for.
+            ``"packed"``: codes are what is held, and kernels multiply them (``quant/packed.py``). The
+            recipe is the same. Weights of 16 bits stay as they are.
         **parameters: of the method, in place of its defaults (``damp`` and ``act_order`` of
             ``gptq``, ``alpha`` of ``smoothquant``, ``weights`` and ``seed`` of ``quarot``, ...):
             the keyword-only ones of its ``quantize_model``.
@@ -89,12 +94,14 @@ def quantize(
     Raises:
         SchemeError: the scheme does not follow the grammar.
         NonFiniteError: a parameter of the model holds a NaN or an infinity; names it.
-        QBenchError: an unknown method, parameter or device, or a model that is quantized already.
+        QBenchError: an unknown method, parameter, device or execution, a model that is quantized
+            already, or a layer that cannot be packed.
     """
     parsed = Scheme.parse(scheme)
     if method not in METHODS:
         raise QBenchError(f"method {method!r} is unknown; methods: {', '.join(METHODS)}")
     chosen = METHODS[method]
+    packed = checked_execution(execution) == "packed"
     unknown = sorted(set(parameters) - set(chosen.parameters))
     if unknown:
         raise QBenchError(
@@ -118,6 +125,8 @@ def quantize(
             chosen.apply(copy.model, parsed, data, **place, **settings)
         else:
             chosen.apply(copy.model, parsed, **place, **settings)
+        if packed:
+            pack_layers(copy.model)
     recipe = {
         "method": method,
         "scheme": str(parsed),

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dllm_qbench.errors import CheckpointError, SchemeError
 from dllm_qbench.quant.layers import BlockRotation, HadamardRotation, QuantLinear, Rotation
+from dllm_qbench.quant.packed import PackedLinear, packed_weight
 from dllm_qbench.quant.scheme import Scheme
-from dllm_qbench.quant.stored_grid import StoredGrid, store_grid
+from dllm_qbench.quant.stored_grid import StoredGrid
 
 _SIDES = ("transform", "input_rotation", "output_rotation")
 _SCALES = ("bias", "input_scale", "output_scale")
@@ -99,7 +100,7 @@ def layer_record(
         "scheme": str(layer.scheme),
         "method": layer.method,
         "symmetric": layer.symmetric,
-        "dtype": str(layer.weight.dtype).removeprefix("torch."),
+        "dtype": str(layer.dtype).removeprefix("torch."),
         "inputs": layer.in_features,
         "act_clip": layer.act_clip,
     }
@@ -108,18 +109,7 @@ def layer_record(
         tensors["weight"] = layer.weight
         record["weight_bytes"] = layer.weight.numel() * layer.weight.element_size()
     else:
-        scheme = layer.scheme
-        if not scheme.quantizes_weights or layer.symmetric is None:
-            raise CheckpointError(f"it has a weight grid, and its scheme {scheme} has none")
-        group = min(scheme.group or layer.in_features, layer.in_features)
-        stored = store_grid(
-            layer.weight.detach(),
-            layer.scale,
-            layer.zero,
-            scheme.weight_bits,
-            layer.symmetric,
-            group,
-        )
+        stored = layer.stored()
         tensors |= {"codes": stored.codes, "scale": stored.scale}
         if stored.zero is not None:
             tensors["zero"] = stored.zero
@@ -137,9 +127,20 @@ def layer_record(
 
 
 def layer_from(
-    record: Any, name: str, tensors: Mapping[str, Tensor], rotations: Rotations, where: str
+    record: Any,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    rotations: Rotations,
+    where: str,
+    packed: bool = False,
 ) -> QuantLinear:
-    """Make a layer again from its record and a file's tensors; ``where`` is for errors."""
+    """Make a layer again from its record and a file's tensors.
+
+    Args:
+        record, name, tensors, rotations: what :func:`layer_record` returned, as it was read.
+        where: for errors.
+        packed: whether to hold codes where there are any.
+    """
     if not isinstance(record, dict):
         raise CheckpointError(f"{where}: expected an object, found {record!r:.60}")
     parts = {
@@ -157,16 +158,19 @@ def layer_from(
         raise CheckpointError(
             f"{where}: field 'dtype' is {record['dtype']!r}; known are {', '.join(_DTYPES)}"
         )
-    weight, grid = parts.get("weight"), None
-    if weight is None:
+    weight, bias = parts.get("weight"), parts.get("bias")
+    method = _field(record, "method", str, where)
+    if weight is not None:
+        layer = QuantLinear(weight, bias, None, scheme, method)
+    else:
         stored = _stored(record, parts, scheme, where)
         try:
-            weight, grid = stored.weight(dtype), stored.grid()
+            if packed:
+                layer = PackedLinear(packed_weight(stored, dtype), bias, scheme, method, dtype)
+            else:
+                layer = QuantLinear(stored.weight(dtype), bias, stored.grid(), scheme, method)
         except ValueError as error:
             raise CheckpointError(f"{where}: {error}") from error
-    layer = QuantLinear(
-        weight, parts.get("bias"), grid, scheme, _field(record, "method", str, where)
-    )
     layer.input_scale, layer.output_scale = parts.get("input_scale"), parts.get("output_scale")
     layer.act_clip = float(_field(record, "act_clip", (int, float), where))
     for side in _SIDES:

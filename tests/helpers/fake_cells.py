@@ -30,7 +30,7 @@ def measured(cell: str, model: str, counts: tuple[int, int, int, int] = DEFAULT)
 class CellRunner:
     provenance = PROVENANCE
 
-    def __init__(self, model: str, items: int, device: str) -> None:
+    def __init__(self, model: str, items: int, device: str, execution: str = "fake") -> None:
         self.lm = SimpleNamespace(name=model, recipe=None)
         self.calibration = SimpleNamespace(recipe={})
         self.items = items

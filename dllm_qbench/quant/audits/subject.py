@@ -21,6 +21,7 @@ from dllm_qbench.quant.audits.spy import AttentionCall, watch_attention
 from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.calibration import calibration as draw_calibration
 from dllm_qbench.quant.layers import QuantLinear, target_names
+from dllm_qbench.quant.packed import execution_of, pack
 from dllm_qbench.quant.quantize import METHODS, quantize, recipe_hash
 from dllm_qbench.quant.scheme import UNTOUCHED, Scheme
 from dllm_qbench.seeding import derive
@@ -195,6 +196,9 @@ class Subject:
         with watch_attention(copy.model) as calls:
             try:
                 made = (self.quantizer or self._from_recipe)(copy, scheme)
+                # What is compared with a packed model, bit by bit, has to be one.
+                if scheme.quantizes_weights and execution_of(self.quantized) == "packed":
+                    made = pack(made)
             except Exception as error:  # a quantizer under test may raise anything
                 return Rerun(copy, None, f"{type(error).__name__}: {error}", calls)
         return Rerun(copy, made, None, calls)

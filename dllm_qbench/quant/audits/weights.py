@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dllm_qbench.kernels.packing import packed_width
 from dllm_qbench.quant.audits.subject import WHOLE, Finding, Subject
 from dllm_qbench.quant.grid import code_range
 from dllm_qbench.quant.layers import QuantLinear
+from dllm_qbench.quant.packed import PackedLinear
 from dllm_qbench.quant.scheme import Scheme
 
 _SCALE_BITS = 16  # what a packed checkpoint spends on a scale; a zero point takes a code's bits
@@ -120,7 +122,8 @@ def size(subject: Subject) -> list[Finding]:
     """The bits that a packed checkpoint would need for each weight are those of the scheme.
 
     Counted from the codes that occur: more bits mean that the weight is not what the scheme says,
-    fewer that it was rounded more coarsely than it had to be.
+    fewer that it was rounded more coarsely than it had to be. A layer that holds packed weights may
+    hold nothing else: its memory is counted too, with scales of 32 bits and rows of whole bytes.
     """
     findings = []
     for name, layer in subject.layers():
@@ -133,6 +136,16 @@ def size(subject: Subject) -> list[Finding]:
                     f"its codes and scales need {stored:.3f} bits a weight; expected"
                     f" {expected:.3f} under {subject.scheme}: compare bits and group size of its"
                     " grid with the scheme",
+                )
+            )
+        if isinstance(layer, PackedLinear) and layer.held_bits > (most := _packed_bits(layer)):
+            findings.append(
+                Finding(
+                    "size",
+                    name,
+                    f"it holds {layer.held_bits:.3f} bits a weight in memory; expected"
+                    f" {most:.3f}, packed codes, scales and zero points: let go of what they were"
+                    " made from",
                 )
             )
     return findings
@@ -279,6 +292,13 @@ def _scheme_bits(scheme: Scheme, layer: QuantLinear) -> float:
     groups = 1 if scheme.group is None else math.ceil(I / min(scheme.group, I))
     zero_bits = 0 if layer.symmetric else scheme.weight_bits
     return scheme.weight_bits + groups * (_SCALE_BITS + zero_bits) / I
+
+
+def _packed_bits(layer: PackedLinear) -> float:
+    bits, I = layer.scheme.weight_bits, max(1, layer.in_features)  # noqa: E741 (the legend's name)
+    groups = math.ceil(I / min(layer.scheme.group or I, I))
+    zero_bytes = 0 if layer.symmetric else packed_width(groups, bits)
+    return 8 * (packed_width(I, bits) + 4 * groups + zero_bytes) / I
 
 
 def _first_non_finite_output(subject: Subject) -> str | None:
