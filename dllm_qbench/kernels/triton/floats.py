@@ -40,7 +40,6 @@ from dllm_qbench.kernels.triton.tiles import (
 # its dense product takes 7 us for every 128 tokens. Not yet timed. Float32 has no tensor cores here.
 _MANY = {torch.float16: 1024, torch.bfloat16: 1024, torch.float32: 64}
 _WEIGHTS_AT_ONCE = 2**26  # that are unpacked at a time
-_DEPTH = 64
 
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
@@ -55,7 +54,9 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     if _MANY[dtype] <= M:
         return _dense(flat_MI, weight, bias).view(*x.shape[:-1], O).to(x.dtype)
     tile = tile_for(M, O, "float32" if dtype == torch.float32 else "unpacked", x.device)
-    depth = 32 if dtype == torch.float32 else _DEPTH
+    grouped = weight.scale.shape[1] > 1
+    depth = 32 if dtype == torch.float32 or (grouped and weight.group % 64) else 64
+    constants = _constants(weight, depth)
     y = torch.empty(*x.shape[:-1], O, dtype=dtype, device=x.device)
     start(
         _product,
@@ -71,9 +72,10 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
         ROWS=tile.rows,
         COLS=tile.cols,
         BIAS=bias is not None,
-        **_constants(weight, depth),
+        **constants,
         warps=tile.warps,
-        stages=tile.stages,
+        # a scale for each weight, not for each row, takes as much shared memory as the weights
+        stages=tile.stages if constants["ALIKE"] else 2,
     )
     return y.to(x.dtype)
 

@@ -38,9 +38,16 @@ def quantize(x: Tensor, bits: int, group: int, symmetric: bool, clip: float) -> 
     if x.numel() == 0:
         return reference.quantize(x, bits, group, symmetric, clip)
     check_device("quantize", x.detach())
+    G = -(-x.shape[-1] // group)
+    if G > 1 and x.shape[-1] % group == 0 and (bits == 8 or group % 2 == 0):
+        # Groups that lie side by side are tokens with one group each, which need fewer masks.
+        parts = x.detach().unflatten(-1, (G, group))
+        made = quantize(parts, bits, group, symmetric, clip)
+        zero = None if made.zero is None else made.zero.flatten(-2)
+        return Codes(made.data.flatten(-2), made.scale.flatten(-2), zero, bits, x.shape[-1], group)
     lead, size = x.shape[:-1], x.shape[-1]
     flat_MI = x.detach().reshape(-1, size).contiguous()
-    M, G = flat_MI.shape[0], -(-size // group)
+    M = flat_MI.shape[0]
     tile = min(max(2, power_of_two(group)), LARGEST_TILE)
     rows = max(1, min(256, _TILE // tile))
     # Two codes of a byte must be of one group; groups of an odd size are packed afterwards.
@@ -67,7 +74,7 @@ def quantize(x: Tensor, bits: int, group: int, symmetric: bool, clip: float) -> 
         ROWS=rows,
         TILE=tile,
         WHOLE=group <= tile,
-        FULL=group == tile and size % group == 0,
+        FULL=group == size == tile,
         BITS=bits,
         SYMMETRIC=symmetric,
         PACKED=packed,
@@ -107,13 +114,14 @@ def _quantize(
 ) -> None:
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token, first = (row // groups).to(tl.int64)[:, None], (row % groups * group)[:, None]
-    # Channels of this group that there are: the last of a token may be shorter. Where none is, a
-    # constant says so to the compiler, which can then load several at a time.
-    most = TILE if FULL else tl.minimum(group, size - row % groups * group)
+    # channels of this group that there are: the last of a token may be shorter
+    most = tl.minimum(group, size - row % groups * group)
     count_here = tl.where(row < count, most, 0)[:, None]
     lane = tl.arange(0, TILE)[None, :]
     at = token * size + first
-    x = tl.load(x_ptr + at + lane, mask=lane < count_here, other=0.0).to(tl.float32)
+    # a mask that is the same for neighbours lets them be loaded at once
+    there = (row < count)[:, None] if FULL else lane < count_here
+    x = tl.load(x_ptr + at + lane, mask=there, other=0.0).to(tl.float32)
     low, high = _range(x, SYMMETRIC)
     if not WHOLE:
         for begin in range(TILE, group, TILE):
@@ -128,13 +136,24 @@ def _quantize(
     row_bytes = (size + 1) // 2 if PACKED else size
     if WHOLE:
         codes = stored(x, step, zero, BITS, SYMMETRIC)
-        _put(codes_ptr, token * row_bytes, first, codes, 0, count_here, ROWS, TILE, PACKED)
+        _put(codes_ptr, token * row_bytes, first, codes, 0, count_here, FULL, ROWS, TILE, PACKED)
     else:
         for begin in range(0, group, TILE):
             more = lane + begin
             x = tl.load(x_ptr + at + more, mask=more < count_here, other=0.0).to(tl.float32)
             codes = stored(x, step, zero, BITS, SYMMETRIC)
-            _put(codes_ptr, token * row_bytes, first, codes, begin, count_here, ROWS, TILE, PACKED)
+            _put(
+                codes_ptr,
+                token * row_bytes,
+                first,
+                codes,
+                begin,
+                count_here,
+                FULL,
+                ROWS,
+                TILE,
+                PACKED,
+            )
 
 
 @jit
@@ -221,18 +240,22 @@ def _put(
     codes: tl.tensor,
     begin: tl.tensor,
     count: tl.tensor,
+    FULL: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     PACKED: tl.constexpr,
 ) -> None:
     """Store the codes of channels ``begin``, ... of a group that begins at ``first``."""
     lane = begin + tl.arange(0, TILE)[None, :]
-    codes = tl.where(lane < count, codes, 0)
+    there = count > 0 if FULL else lane < count
+    codes = tl.where(there, codes, 0)
     if PACKED:
         half = begin // 2 + tl.arange(0, TILE // 2)[None, :]
         made = pair_up(codes, ROWS, TILE // 2)
         at = codes_ptr + token_at + first // 2 + half
-        tl.store(at, made.to(codes_ptr.dtype.element_ty), mask=2 * half < count)
+        tl.store(
+            at, made.to(codes_ptr.dtype.element_ty), mask=count > 0 if FULL else 2 * half < count
+        )
     else:
         at = codes_ptr + token_at + first + lane
-        tl.store(at, codes.to(codes_ptr.dtype.element_ty), mask=lane < count)
+        tl.store(at, codes.to(codes_ptr.dtype.element_ty), mask=there)
