@@ -34,6 +34,7 @@ from dllm_qbench.kernels.triton.launch import (
     narrow,
     power_of_two,
     start,
+    warps_for,
 )
 from dllm_qbench.kernels.triton.rounding import (
     LARGEST_TILE,
@@ -153,8 +154,9 @@ def _launch(
         SIGNS=0 if signs is None else 2 if inverse else 1,
         BITS=bits,
         INTERPRET=INTERPRETED,
-        # A dot's 8 warps may have 255 registers a thread; 16 may not, and would spill.
-        warps=max(1, min(8 if m > 1 else 16, tokens * held // 1024)),
+        # 32 elements a thread. A dot with twice that many spills in 16 warps, which have 128 registers
+        # a thread, and with four times that many does not in 8, which have 255.
+        warps=warps_for(tokens * held, most=8 if m > 1 and held > 16384 else 16),
         stages=2,
     )
 
@@ -230,13 +232,10 @@ def _turn(
                 )
             base = tl.load(base_ptr + lane[:, None] * WIDE + tl.arange(0, WIDE)[None, :])
             if x.dtype == tl.float32:
-                first = x.to(tl.bfloat16)
-                x -= first.to(tl.float32)
-                second = x.to(tl.bfloat16)
-                third = (x - second.to(tl.float32)).to(tl.bfloat16)
-                y = dot(third, base, y, INTERPRET)
-                y = dot(second, base, y, INTERPRET)
-                y = dot(first, base, y, INTERPRET)
+                for _ in tl.static_range(3):
+                    leading = x.to(tl.bfloat16)
+                    y = dot(leading, base, y, INTERPRET)
+                    x -= leading.to(tl.float32)
             else:
                 y = dot(x, base, y, INTERPRET)
         y = tl.reshape(y, (TOKENS, HELD))
