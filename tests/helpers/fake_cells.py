@@ -35,6 +35,7 @@ class CellRunner:
         self.calibration = SimpleNamespace(recipe={})
         self.items = items
         self.device = device
+        self.execution = execution
 
     def quantized(self, method: str, scheme: str, **_: Any) -> SimpleNamespace:
         return SimpleNamespace(name=self.lm.name, recipe={"method": method, "scheme": scheme})
@@ -57,8 +58,10 @@ class CellRunner:
         if counts is None:
             raise KeyboardInterrupt
         fields: dict[str, Any] = {}
+        if self.execution != "fake":
+            fields["provenance"] = {**PROVENANCE, "execution": self.execution}
         if isinstance(counts, dict):
-            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in counts.items()}
+            fields |= {k: tuple(v) if isinstance(v, list) else v for k, v in counts.items()}
             counts = fields.pop("counts")
         if isinstance(counts, str):
             raise NonFiniteError(counts)
