@@ -56,7 +56,7 @@ def hadamard(x: Tensor, width: int, signs: Tensor | None, inverse: bool) -> Tens
 
 def rotate_quantize(x: Tensor, width: int, signs: Tensor | None, bits: int, clip: float) -> Codes:
     """Turn, then round per token; in one pass where a program can hold a token."""
-    x = x.detach()
+    x = x.detach().float() if x.dtype == torch.float64 else x.detach()
     check_device("rotate_quantize", x, signs)
     if x.numel() == 0:
         return reference.rotate_quantize(x, width, signs, bits, clip)
@@ -88,7 +88,9 @@ def _turned(
     _, power, m = block_hadamard(width)
     most = LARGEST_TILE // (2 if x.dtype == torch.float64 else 1)
     outer = max(1, power * power_of_two(m) // most)
-    if outer > 1:
+    apart = x.dtype == torch.float64 and m > 1
+    if outer > 1 or apart:
+        outer = power if apart else outer
         return _turned_in_two(x, width, signs, inverse, dtype, outer)
     flat = x.reshape(-1, power * m).contiguous()
     out = torch.empty_like(flat, dtype=dtype)
@@ -100,11 +102,20 @@ def _turned(
 def _turned_in_two(
     x: Tensor, width: int, signs: Tensor | None, inverse: bool, dtype: torch.dtype, outer: int
 ) -> Tensor:
-    """Turn blocks that no program can hold: their parts, then across the ``outer`` parts."""
+    """Turn blocks that no program can hold: their parts, then across the ``outer`` parts.
+
+    In float64 Paley's matrix is a part of its own, and torch's product: not all of Triton's releases
+    have a dot of float64.
+    """
     _, power, m = block_hadamard(width)
     inner = power * m // outer
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    y = _turned(x, inner, None if inverse else signs, inverse, wide)
+    first = None if inverse else signs
+    if wide == torch.float64 and m > 1:
+        signed = x if first is None else x * first.to(x)
+        y = signed.reshape(-1, m) @ _base(m, inverse, x.device, wide)[:m, :m] * m**-0.5
+    else:
+        y = _turned(x, inner, first, inverse, wide)
     y = y.view(-1, outer, inner).mT.contiguous()
     y = _turned(y, outer, None, inverse, wide).mT.reshape(x.shape)
     if inverse and signs is not None:
@@ -216,8 +227,7 @@ def _turn(
         own = start_at + line // LINES
         line_at = line % LINES * M
         line_there = (own < count) & (line_at < SIZE)
-        total = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-        y = tl.full((TOKENS * LINES, WIDE), 0.0, total)
+        y = tl.full((TOKENS * LINES, WIDE), 0.0, tl.float32)
         for part in range(0, WIDE, PART):
             lane = part + tl.arange(0, PART)
             inside = line_there & (lane[None, :] < M)
@@ -254,7 +264,6 @@ def _turn(
         tl.store(out_ptr + token * SIZE + at, made, mask=there)
     else:
         tokens = start_at + tl.arange(0, TOKENS)
-        y = y.to(tl.float32)
         top = largest(y)
         step, zero = grid(top, top, share, BITS, True)
         tl.store(scale_ptr + tokens, step, mask=tokens < count)
