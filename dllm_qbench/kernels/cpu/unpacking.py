@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
+from numba.core import types
 
-from dllm_qbench.kernels.cpu.compiled import compiled
+from dllm_qbench.kernels.cpu.compiled import compiled, instruction
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -64,8 +66,8 @@ def values_of_rows(
             row = wide[r * size : (r + 1) * size]
         for g in range(G):
             scale, zero = scales[r * G + g], zeros[r * G + g]
-            for i in range(g * group, min(size, (g + 1) * group)):
-                row[i] = (np.float32(codes[i]) - zero) * scale
+            first, last = g * group, min(size, (g + 1) * group)
+            _scaled(codes[first:last], zero, scale, row[first:last])
         if narrow.size:
             to_bfloat16(row, narrow[r * size : (r + 1) * size])
 
@@ -107,15 +109,32 @@ def values_of_columns(
             to_bfloat16(row, narrow[r * count : (r + 1) * count])
 
 
+@instruction
+def bfloat16_bits(typing: Any, x: Any) -> Any:
+    """Write the bits of a float32 as bfloat16, ties to even, in 32-bit steps (numba's are of 64)."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word, half = ir.IntType(32), ir.IntType(16)
+        bits = builder.bitcast(args[0], word)
+        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+        rounded = builder.lshr(builder.add(builder.add(bits, word(0x7FFF)), odd), word(16))
+        is_nan = builder.fcmp_unordered("uno", args[0], args[0])
+        return builder.trunc(builder.select(is_nan, word(0x7FC0), rounded), half)
+
+    return types.uint16(types.float32), emit
+
+
 @compiled
 def to_bfloat16(x: Floats, halves: Halves) -> None:
-    """Round to bfloat16, ties to even."""
-    words = x.view(np.uint32)
+    """Round to bfloat16."""
     for i in range(x.size):
-        word = words[i]
-        rounded = np.uint32((word + np.uint32(0x7FFF) + ((word >> 16) & np.uint32(1))) >> 16)
-        is_nan = (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-        halves[i] = np.uint16(np.uint32(0x7FC0) if is_nan else rounded)
+        halves[i] = bfloat16_bits(x[i])
+
+
+@compiled
+def _scaled(codes: Bytes, zero: Any, scale: Any, values: Floats) -> None:
+    for i in range(codes.size):
+        values[i] = (np.float32(codes[i]) - zero) * scale
 
 
 @compiled
