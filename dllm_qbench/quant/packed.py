@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -55,6 +56,8 @@ class PackedLinear(QuantLinear):
     codes: Tensor
     steps: Tensor
     zero_codes: Tensor | None
+    _packed: PackedWeight
+    _dtype: torch.dtype
 
     def __init__(
         self,
@@ -93,9 +96,13 @@ class PackedLinear(QuantLinear):
 
     @property
     def packed(self) -> PackedWeight:
-        """The weight as kernels read it."""
-        bits, size = self.scheme.weight_bits, self.in_features
-        return PackedWeight(self.codes, self.steps, self.zero_codes, bits, size, self._group)
+        """The weight as kernels read it: the same object, to which backends tie what they work out,
+        until the layer is moved.
+        """
+        kept, own = self._packed, (self.codes, self.steps, self.zero_codes)
+        if any(a is not b for a, b in zip(own, (kept.data, kept.scale, kept.zero), strict=True)):
+            self._packed = replace(kept, data=own[0], scale=own[1], zero=own[2])
+        return self._packed
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -161,7 +168,7 @@ class PackedLinear(QuantLinear):
 
     def _hold(self, packed: PackedWeight, scheme: Scheme, dtype: torch.dtype) -> None:
         self.codes, self.steps, self.zero_codes = packed.data, packed.scale, packed.zero
-        self._group, self._dtype = packed.group, dtype
+        self._packed, self._dtype = packed, dtype
         self.scheme, self.symmetric = scheme, packed.symmetric
 
     def _turned_and_rounded(self, x: Tensor) -> Any:

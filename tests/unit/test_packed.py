@@ -213,6 +213,19 @@ def test_quantizing_packed_is_packing_what_was_quantized() -> None:
     assert packed.recipe == fake.recipe
 
 
+def test_kernels_are_handed_one_object_until_it_moves() -> None:
+    """A backend may keep what it works out of a weight by the object."""
+    lm = qb.pack(tiny("rtn", "W4A4-asym"))
+    layer = next(iter(layers(lm).values()))
+    assert layer.packed is layer.packed
+    twin = next(iter(layers(lm.clone()).values()))
+    assert twin.packed.data is twin.codes is not layer.codes
+    before = layer.packed
+    lm.model.to(torch.device("meta"))
+    assert layer.packed is not before
+    assert layer.packed.data.is_meta
+
+
 def test_untouched_weights_stay_as_they_are() -> None:
     lm = tiny_llada()
     packed = qb.quantize(lm, "rtn", "W16A8", execution="packed")
