@@ -5,9 +5,9 @@ whatever the batch and the number of threads; only products in floating point
 (:func:`dllm_qbench.kernels.linear`, and integer ones with groups) sum as torch's matmul does.
 The transform of a power of two is the reference's bit by bit.
 
-Modules: ``vectors`` (instructions on whole registers), ``turn`` (Hadamard transforms), ``rounding``,
-``unpacking`` and ``product`` are compiled; ``operations`` puts them together; ``threads`` and ``rows``
-are what they share.
+Modules, from the bottom: ``compiled`` (how), ``threads`` and ``rows`` (what all share), ``registers`` and
+``vectors`` (instructions on whole registers); the kernels ``turn``, ``rounding``, ``fused``,
+``unpacking`` and ``scaling``; and what calls them: ``activations``, ``weights``, ``product``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import types
 
 from dllm_qbench.kernels.cpu.compiled import compiled, instruction
-from dllm_qbench.kernels.cpu.vectors import has_fma
+from dllm_qbench.kernels.cpu.registers import has_fma
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

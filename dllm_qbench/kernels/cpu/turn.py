@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 
 from dllm_qbench.kernels.cpu.compiled import compiled
+from dllm_qbench.kernels.cpu.registers import LANES
 from dllm_qbench.kernels.cpu.vectors import (
-    LANES,
     across,
+    ask,
     columns,
     looked_up,
     pairs,
@@ -194,7 +195,10 @@ def _turn_paley(
             _copy(block, src[first:last])
             for j in range(0, m, 4):
                 columns(inputs, j * lanes, lanes, block, j, m)
-            _base(turned, r, stride, inputs, sums, differences, table, m, places, paired, lanes)
+            near = (src, last, dst, first)
+            _base(
+                turned, r, stride, inputs, sums, differences, table, m, places, paired, near, lanes
+            )
         for j in range(m):
             _row(turned, j * stride, turned, j * stride, R, k, factor, lanes)
         for r in range(0, count, lanes):
@@ -230,6 +234,7 @@ def _base(
     m: int,
     places: npt.NDArray[np.int32],
     paired: bool,
+    near: tuple[Floats, int, Floats, int],
     lanes: int,
 ) -> None:
     """Multiply L rows by the base, four inputs at a time: 16 sums of them serve every output.
@@ -237,19 +242,23 @@ def _base(
     Paley's second kind is C x [[1, 1], [1, -1]] + I x [[1, -1], [-1, -1]]. With u = x0 + x1 and
     v = x0 - x1 that is C u + v and C v - u; with 1 on the diagonal of C, which has a 0 there, it is
     (C + I) u - 2 x1 and (C + I) v - 2 x0: half of the work.
+
+    Meanwhile the rows of ``near``'s first array that come next are fetched, and the lines of its
+    second that these rows will be written to: there are four for every four outputs.
     """
+    src, s, dst, d = near
     one = turned.dtype.type(1)
     if not paired:
         groups = m // 4
         for g in range(groups):
             signed_sums(table, g * 16 * lanes, inputs, 4 * g * lanes, lanes)
         for q in range(groups):
-            # sums holds zeros here
+            ask(src, s + 4 * q * lanes, dst, d + 4 * q * lanes)
             looked_up(
                 turned,
                 4 * q * stride + r,
                 stride,
-                sums,
+                sums,  # zeros
                 0,
                 0,
                 one,
@@ -267,6 +276,7 @@ def _base(
         for g in range(groups):
             signed_sums(table, g * 16 * lanes, taken, 4 * g * lanes, lanes)
         for q in range(groups):
+            ask(src, s + (8 * q + 4 * side) * lanes, dst, d + (8 * q + 4 * side) * lanes)
             looked_up(
                 turned,
                 (8 * q + side) * stride + r,

@@ -1,9 +1,7 @@
 """Steps on whole vector registers that a compiler does not find by itself, as LLVM instructions.
 
-A register holds L lanes (16 float32 with AVX-512, else 8; half as many float64); LLVM splits one
-that the machine does not have. Each function below becomes a straight run of instructions where it
-is called, for one- or two-dimensional index arithmetic done by the caller: arrays are flat and
-C-contiguous, offsets count elements, and nobody checks them.
+Each function below becomes a straight run of instructions where it is called, on registers of L
+lanes. Arrays are flat and C-contiguous, offsets count elements, and nobody checks them.
 
 A butterfly turns (a, b) into (a + b, a - b). ``within`` and ``across`` do the stages of distance
 1, 2, 4, ... one after the other, each value rounded once a stage, as the reference does.
@@ -13,99 +11,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba.core import types
-from numba.core.cgutils import alloca_once_value, for_range, get_or_insert_function
+from numba.core.cgutils import alloca_once_value, for_range
 from numba.core.errors import TypingError
 
 from dllm_qbench.kernels.cpu.compiled import instruction
+from dllm_qbench.kernels.cpu.registers import Emitter, Values
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
-LANES = {4: 16, 8: 8} if _FEATURES.get("avx512f") else {4: 8, 8: 4}
-has_fma = bool(_FEATURES.get("fma")) or "neon" in _FEATURES
 _INDEX = ir.IntType(64)
 _AHEAD = 4096  # elements: what is read now was asked for about a microsecond ago
-Values = list[Any]
-
-
-class _Emitter:
-    """Writes instructions on vectors of one array type."""
-
-    def __init__(self, context: Any, builder: Any, array_type: Any) -> None:
-        self.context, self.builder = context, builder
-        self.element = context.get_value_type(array_type.dtype)
-        self.bytes = array_type.dtype.bitwidth // 8
-        self.lanes = LANES[self.bytes]
-
-    def pointer(self, array_type: Any, array: Any) -> Any:
-        return self.context.make_array(array_type)(self.context, self.builder, array).data
-
-    def load(self, data: Any, index: Any, count: int | None = None) -> Any:
-        return self.builder.load(self._at(data, index, count or self.lanes), align=self.bytes)
-
-    def store(self, value: Any, data: Any, index: Any, count: int | None = None) -> None:
-        self.builder.store(value, self._at(data, index, count or self.lanes), align=self.bytes)
-
-    def _at(self, data: Any, index: Any, count: int) -> Any:
-        kind = ir.VectorType(self.element, count).as_pointer()
-        return self.builder.bitcast(self.builder.gep(data, [index]), kind)
-
-    def fetch(self, data: Any, index: Any) -> None:
-        """Ask for a line of memory that will be read soon; one outside of the array does no harm."""
-        word, place = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [place, word, word, word])
-        name, module = "llvm.prefetch.p0", self.builder.module
-        fetch = get_or_insert_function(module, kind, name)  # type: ignore[no-untyped-call]
-        where = self.builder.bitcast(self.builder.gep(data, [index]), place)
-        # To read it, into the second level of the cache, as data.
-        self.builder.call(fetch, [where, word(0), word(2), word(1)])
-
-    def constant(self, values: list[float]) -> Any:
-        return ir.Constant(ir.VectorType(self.element, len(values)), values)
-
-    def spread(self, value: Any) -> Any:
-        empty = ir.Constant(ir.VectorType(self.element, self.lanes), ir.Undefined)
-        first = self.builder.insert_element(empty, value, ir.IntType(32)(0))
-        return self.builder.shuffle_vector(first, empty, _mask([0] * self.lanes))
-
-    def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
-        return self.builder.shuffle_vector(a, b, _mask(lanes))
-
-    def in_lanes(self, v: Any, bits: int) -> Any:
-        """Do the butterflies between the lanes of a vector: distances 1 to 2^(bits-1)."""
-        for k in range(bits):
-            other = self.shuffle(v, v, [lane ^ (1 << k) for lane in range(self.lanes)])
-            sign = self.constant([-1.0 if lane >> k & 1 else 1.0 for lane in range(self.lanes)])
-            # A product with +-1 is exact, so that the sum is rounded once whether or not it is fused.
-            v = self.builder.fadd(
-                other, self.builder.fmul(v, sign, flags=("contract",)), flags=("contract",)
-            )
-        return v
-
-    def between(self, values: Values) -> Values:
-        """Do the butterflies between vectors: distances 1 to half of their number."""
-        step = 1
-        while step < len(values):
-            for low in range(len(values)):
-                if not low & step:
-                    a, b = values[low], values[low | step]
-                    values[low], values[low | step] = (
-                        self.builder.fadd(a, b),
-                        self.builder.fsub(a, b),
-                    )
-            step *= 2
-        return values
-
-
-def _mask(lanes: list[int]) -> Any:
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
-
-
-def _literal(argument: Any) -> int:
-    if not isinstance(argument, types.IntegerLiteral):
-        raise TypingError("the number of stages is part of the code: write it as a number")
-    return int(argument.literal_value)
 
 
 @instruction
@@ -118,7 +33,7 @@ def within(typing: Any, dst: Any, d: Any, src: Any, s: Any, factor: Any, bits: A
     count = _literal(bits)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        write = _Emitter(context, builder, dst)
+        write = Emitter(context, builder, dst)
         to, source = write.pointer(dst, args[0]), write.pointer(src, args[2])
         inner = min(count, write.lanes.bit_length() - 1)
         offsets = [_INDEX(write.lanes * k) for k in range(1 << (count - inner))]
@@ -144,7 +59,7 @@ def across(typing: Any, data: Any, at: Any, step: Any, factor: Any, bits: Any) -
     count = _literal(bits)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        write = _Emitter(context, builder, data)
+        write = Emitter(context, builder, data)
         place = write.pointer(data, args[0])
         places = [args[1]]
         for _ in range((1 << count) - 1):
@@ -165,7 +80,7 @@ def columns(typing: Any, dst: Any, d: Any, step: Any, src: Any, s: Any, row: Any
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        write = _Emitter(context, builder, dst)
+        write = Emitter(context, builder, dst)
         to, source = write.pointer(dst, args[0]), write.pointer(src, args[3])
         rows = []
         index = args[4]
@@ -188,7 +103,7 @@ def rows(typing: Any, dst: Any, d: Any, row: Any, src: Any, s: Any, step: Any) -
     """``rows(dst, d, row, src, s, step)``: undo :func:`columns`."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        write = _Emitter(context, builder, dst)
+        write = Emitter(context, builder, dst)
         to, source = write.pointer(dst, args[0]), write.pointer(src, args[3])
         wide, index = [], args[4]
         for _ in range(4):
@@ -205,28 +120,6 @@ def rows(typing: Any, dst: Any, d: Any, row: Any, src: Any, s: Any, step: Any) -
     return types.void(dst, types.int64, types.int64, src, types.int64, types.int64), emit
 
 
-def _join(write: _Emitter, parts: Values) -> Any:
-    while len(parts) > 1:
-        lanes = list(range(2 * parts[0].type.count))
-        parts = [write.shuffle(a, b, lanes) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
-
-
-def _turned(write: _Emitter, wide: Values) -> Values:
-    """Transpose the 4 x 4 blocks that lie beside each other in four registers."""
-    n = write.lanes
-    for h in (1, 2):
-        low = [lane if not lane & h else n + (lane ^ h) for lane in range(n)]
-        high = [lane ^ h if not lane & h else n + lane for lane in range(n)]
-        made = list(wide)
-        for i in range(4):
-            if not i & h:
-                made[i] = write.shuffle(wide[i], wide[i | h], low)
-                made[i | h] = write.shuffle(wide[i], wide[i | h], high)
-        wide = made
-    return wide
-
-
 @instruction
 def signed_sums(typing: Any, table: Any, t: Any, src: Any, s: Any, step: Any) -> Any:
     """``signed_sums(table, t, src, s, step)``: write the 16 sums of four registers with all signs.
@@ -235,7 +128,7 @@ def signed_sums(typing: Any, table: Any, t: Any, src: Any, s: Any, step: Any) ->
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        write = _Emitter(context, builder, table)
+        write = Emitter(context, builder, table)
         to, source = write.pointer(table, args[0]), write.pointer(src, args[2])
         parts, index = [], args[3]
         for _ in range(4):
@@ -260,7 +153,7 @@ def pairs(typing: Any, sums: Any, differences: Any, d: Any, src: Any, s: Any) ->
     """``pairs(sums, differences, d, src, s)``: write the sum and the difference of two registers."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        write = _Emitter(context, builder, sums)
+        write = Emitter(context, builder, sums)
         plus, minus = write.pointer(sums, args[0]), write.pointer(differences, args[1])
         source = write.pointer(src, args[3])
         a = write.load(source, args[4])
@@ -295,7 +188,7 @@ def looked_up(
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        write = _Emitter(context, builder, dst)
+        write = Emitter(context, builder, dst)
         to, begin = write.pointer(dst, args[0]), write.pointer(start, args[3])
         sums, offsets = write.pointer(table, args[7]), write.pointer(places, args[8])
         scale, index, totals = write.spread(args[6]), args[4], []
@@ -318,3 +211,47 @@ def looked_up(
     i64 = types.int64
     taken = (dst, i64, i64, start, i64, i64, dst.dtype, table, places, i64, i64)
     return types.void(*taken), emit
+
+
+@instruction
+def ask(typing: Any, src: Any, s: Any, dst: Any, d: Any) -> Any:
+    """``ask(src, s, dst, d)``: say that four registers of ``src`` will be read, and of ``dst`` written."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        write = Emitter(context, builder, src)
+        source, to = write.pointer(src, args[0]), write.pointer(dst, args[2])
+        for k in range(4):
+            offset = _INDEX(k * write.lanes)
+            write.fetch(source, builder.add(args[1], offset))
+            write.fetch(to, builder.add(args[3], offset), write=True)
+        return context.get_dummy_value()
+
+    return types.void(src, types.int64, dst, types.int64), emit
+
+
+def _literal(argument: Any) -> int:
+    if not isinstance(argument, types.IntegerLiteral):
+        raise TypingError("the number of stages is part of the code: write it as a number")
+    return int(argument.literal_value)
+
+
+def _join(write: Emitter, parts: Values) -> Any:
+    while len(parts) > 1:
+        lanes = list(range(2 * parts[0].type.count))
+        parts = [write.shuffle(a, b, lanes) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _turned(write: Emitter, wide: Values) -> Values:
+    """Transpose the 4 x 4 blocks that lie beside each other in four registers."""
+    n = write.lanes
+    for h in (1, 2):
+        low = [lane if not lane & h else n + (lane ^ h) for lane in range(n)]
+        high = [lane ^ h if not lane & h else n + lane for lane in range(n)]
+        made = list(wide)
+        for i in range(4):
+            if not i & h:
+                made[i] = write.shuffle(wide[i], wide[i | h], low)
+                made[i | h] = write.shuffle(wide[i], wide[i | h], high)
+        wide = made
+    return wide
