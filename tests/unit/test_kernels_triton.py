@@ -98,6 +98,14 @@ def test_hadamard_at_the_models_widths(width: int, dtype: torch.dtype, inverse: 
     assert float(error.max()) <= (1e-14 if dtype == torch.float64 else TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+def test_halves_are_rounded_once_and_to_even(dtype: torch.dtype) -> None:
+    # With an exact factor (1 / 8) both backends have the same sums in float32 before they round.
+    x = noise(33, 64).to(dtype)
+    found = kernels.hadamard(on(x), backend="triton")
+    assert torch.equal(found.cpu(), kernels.hadamard(x, backend="torch"))
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rotate_quantize_at_the_models_widths(width: int, bits: int) -> None:
@@ -167,6 +175,14 @@ def test_linear_unpacks_every_width(bits: int, symmetric: bool) -> None:
         weight = packed(20, 100, bits, group, symmetric)
         found = kernels.linear(on(x), there(weight), on(bias), backend="triton")
         within(found, x, weight_stands_for(weight), bias, TOLERANCE[torch.float16])
+
+
+def test_what_lies_beyond_the_inputs_does_not_overflow() -> None:
+    # Nothing is stored as code 0, which would stand for -8 * 9000: beyond float16, and inf * 0 is NaN.
+    weight = kernels.pack_weight(torch.full((3, 24), 7), torch.full((3, 2), 9000.0), None, 4, 16)
+    x = torch.full((2, 24), 2.0**-10).half()
+    found = kernels.linear(on(x), there(weight), backend="triton")
+    within(found, x, weight_stands_for(weight), torch.zeros(3), TOLERANCE[torch.float16])
 
 
 @pytest.mark.parametrize(("M", "O", "I"), RAGGED)
