@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 # Installed, the plugin comes through its entry point, before this file. From a source tree that is
 # not installed it is registered here, so that the options exist either way and never twice.
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.benchmarks.plugin"]
 if "dllm_qbench.pytest_plugin" not in sys.modules:
     pytest_plugins.append("dllm_qbench.pytest_plugin")
 
