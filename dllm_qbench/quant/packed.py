@@ -190,6 +190,8 @@ class PackedLinear(QuantLinear):
         self._dtype = fn(torch.empty(0, dtype=self._dtype, device=steps.device)).dtype
         if self.steps.dtype != torch.float32:
             self.steps = steps.to(self.steps.device)
+        if self._packed.bits == 8:
+            self.codes = _laid_out(self.codes)
         return self
 
 
@@ -220,11 +222,16 @@ def packed_weight(stored: StoredGrid, dtype: torch.dtype) -> PackedWeight:
         raise CheckpointError(f"a level of its grid is beyond the largest {dtype}")
     codes = stored.codes
     if stored.bits == 8:
-        codes = (codes ^ _SIGN).view(torch.int8) if stored.symmetric else codes
-        if codes.device.type == "cpu":  # as kernels.pack_weight lays them out
-            codes = codes.T.contiguous().T
+        codes = _laid_out((codes ^ _SIGN).view(torch.int8) if stored.symmetric else codes)
     zeros = None if stored.symmetric else pack_codes(zero.to(torch.uint8), stored.bits)
     return PackedWeight(codes, scale, zeros, stored.bits, stored.size, stored.group)
+
+
+def _laid_out(codes_OI: Tensor) -> Tensor:
+    """Lay out codes of 8 bits as their device's products read them (``kernels.PackedWeight``)."""
+    if codes_OI.device.type == "cpu":
+        return codes_OI.T.contiguous().T
+    return codes_OI.contiguous()
 
 
 def pack(lm: DiffusionLM) -> DiffusionLM:

@@ -226,6 +226,12 @@ def test_kernels_are_handed_one_object_until_it_moves() -> None:
     assert layer.packed.data.is_meta
 
 
+def test_codes_of_8_bits_lie_as_the_device_reads_them() -> None:
+    layer = next(iter(layers(qb.pack(tiny("rtn", "W8A8"))).values()))
+    assert layer.codes.stride() == (1, layer.out_features)
+    assert layer.to(torch.device("meta")).codes.stride() == (layer.in_features, 1)
+
+
 def test_untouched_weights_stay_as_they_are() -> None:
     lm = tiny_llada()
     packed = qb.quantize(lm, "rtn", "W16A8", execution="packed")
