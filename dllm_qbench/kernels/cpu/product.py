@@ -15,7 +15,7 @@ from dllm_qbench.kernels.codes import Codes, PackedWeight
 from dllm_qbench.kernels.cpu.rows import empty, flat, on_cpu, targets
 from dllm_qbench.kernels.cpu.scaling import scale_rows
 from dllm_qbench.kernels.cpu.threads import in_ranges
-from dllm_qbench.kernels.cpu.weights import Tiles, dequantized, expand
+from dllm_qbench.kernels.cpu.weights import Tiles, dequantized, expand, zeros_of
 
 _ROWS = 512  # whose integer sums are held at a time
 # Sums in int32: of products up to 128 * 128, and of 255 * 255 once zero points are taken out.
@@ -136,7 +136,7 @@ def _tokens(codes: Codes, weight: PackedWeight) -> tuple[Tensor, list[Tensor]]:
 
 def _outputs(codes: Codes, weight: PackedWeight) -> list[Tensor]:
     """Return ``[O]`` each: scales, zero points, sums of weights less I zero points."""
-    zeros = weight.zeros()
+    zeros = zeros_of(weight)
     scale = weight.scale.reshape(-1).contiguous()
     zero = torch.zeros(len(scale), dtype=torch.int32)
     if zeros is not None:

@@ -37,9 +37,8 @@ def in_ranges(rows: int, width: int, work: Callable[[int, int], None]) -> None:
 
 
 def _inside(work: Callable[[int, int], None], start: int, stop: int) -> None:
-    with (
-        torch.inference_mode()
-    ):  # a thread has a mode of its own; tensors made in it may be written
+    # A thread has a mode of its own, and outside of this one may not write to tensors made in it.
+    with torch.inference_mode():
         work(start, stop)
 
 

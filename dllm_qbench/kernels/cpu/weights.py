@@ -32,7 +32,7 @@ class Tiles:
         self.step = O if stored else max(1, min(O, _WEIGHTS // max(1, I)))
         self._memory = empty((0 if stored else self.step * I,), dtype)
         if dtype != torch.int8:
-            zeros = weight.zeros()
+            zeros = zeros_of(weight)
             self._flip, self._zeros = _origin(weight.bits, zeros, weight.scale)
             self._scale = weight.scale.contiguous()
             if self._by_column:
@@ -100,8 +100,17 @@ def dequantized(codes: Codes) -> Tensor:
     return made_MI
 
 
+def zeros_of(weight: PackedWeight) -> Tensor | None:
+    """Return what ``weight.zeros()`` does, by a kernel."""
+    if weight.zero is None or weight.bits == 8:
+        return weight.zero
+    made = torch.empty(weight.scale.shape, dtype=torch.uint8)
+    expand(weight.zero.contiguous(), weight.bits, False, made)
+    return made
+
+
 def expand(packed: Tensor, bits: int, symmetric: bool, made: Tensor) -> None:
-    """Unpack codes of fewer than 8 bits as int8 ``[R, I]``; less 2^(b-1) on a symmetric grid."""
+    """Unpack codes of fewer than 8 bits as bytes ``[R, I]``; less 2^(b-1) on a symmetric grid."""
     minus, size = 1 << (bits - 1) if symmetric else 0, made.shape[1]
     codes = made.view(torch.uint8)
 
