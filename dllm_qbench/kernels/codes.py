@@ -118,9 +118,10 @@ class PackedWeight:
         return self.codes(rows).dequantize(dtype)
 
     def to(self, device: torch.device | str) -> PackedWeight:
-        """Return it on a device."""
-        zero = None if self.zero is None else self.zero.to(device)
-        return replace(self, data=self.data.to(device), scale=self.scale.to(device), zero=zero)
+        """Return it on a device, laid out as that device's products read it."""
+        data, zero = self.data.to(device), None if self.zero is None else self.zero.to(device)
+        data = laid_out(data) if self.bits == 8 else data
+        return replace(self, data=data, scale=self.scale.to(device), zero=zero)
 
 
 def pack_weight(
@@ -153,11 +154,18 @@ def pack_weight(
     signed = zero is None
     packed = pack_codes(codes, bits, signed)
     if bits == 8:
-        packed = (packed ^ 0x80).view(torch.int8) if signed else packed
-        if packed.device.type == "cpu":
-            packed = packed.T.contiguous().T
+        packed = laid_out((packed ^ 0x80).view(torch.int8) if signed else packed)
     zeros = None if zero is None else pack_codes(zero, bits)
     return PackedWeight(packed, scale.detach().float(), zeros, bits, I, group)
+
+
+def laid_out(codes_OI: Tensor) -> Tensor:
+    """Lay out codes of 8 bits as products on their device read them: the outputs of an input side by
+    side on a CPU, the inputs of an output elsewhere.
+    """
+    if codes_OI.device.type == "cpu":
+        return codes_OI.T.contiguous().T
+    return codes_OI.contiguous()
 
 
 def _spread(per_group: Tensor, group: int, size: int) -> Tensor:

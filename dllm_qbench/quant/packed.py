@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from dllm_qbench import kernels
 from dllm_qbench.errors import CheckpointError, QBenchError
 from dllm_qbench.kernels import Codes, PackedWeight
+from dllm_qbench.kernels.codes import laid_out
 from dllm_qbench.kernels.packing import pack_codes, packed_width
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.quant.grid import Grid, code_range
@@ -191,7 +192,7 @@ class PackedLinear(QuantLinear):
         if self.steps.dtype != torch.float32:
             self.steps = steps.to(self.steps.device)
         if self._packed.bits == 8:
-            self.codes = _laid_out(self.codes)
+            self.codes = laid_out(self.codes)
         return self
 
 
@@ -222,16 +223,9 @@ def packed_weight(stored: StoredGrid, dtype: torch.dtype) -> PackedWeight:
         raise CheckpointError(f"a level of its grid is beyond the largest {dtype}")
     codes = stored.codes
     if stored.bits == 8:
-        codes = _laid_out((codes ^ _SIGN).view(torch.int8) if stored.symmetric else codes)
+        codes = laid_out((codes ^ _SIGN).view(torch.int8) if stored.symmetric else codes)
     zeros = None if stored.symmetric else pack_codes(zero.to(torch.uint8), stored.bits)
     return PackedWeight(codes, scale, zeros, stored.bits, stored.size, stored.group)
-
-
-def _laid_out(codes_OI: Tensor) -> Tensor:
-    """Lay out codes of 8 bits as their device's products read them (``kernels.PackedWeight``)."""
-    if codes_OI.device.type == "cpu":
-        return codes_OI.T.contiguous().T
-    return codes_OI.contiguous()
 
 
 def pack(lm: DiffusionLM) -> DiffusionLM:

@@ -25,7 +25,7 @@ GATED_S: Final = 4.0
 """Seconds that the rounds of a gated case take, as far as its contenders allow; of others a third."""
 FEWEST, MOST = 7, 30
 """Rounds. The interval of a median of fewer than six is its range."""
-TOO_LONG_S: Final = 0.5
+TOO_LONG_S: Final = 1.0
 """A rival that nothing is gated by, and whose call takes longer, is left out."""
 
 
