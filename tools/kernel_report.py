@@ -173,9 +173,7 @@ def _section(operation: str, outcomes: Sequence[Outcome]) -> list[str]:
     missing: dict[str, list[str]] = {}
     for outcome in outcomes:
         for name, why in outcome.left_out.items():
-            plain = (
-                "one call takes longer than a second" if why.startswith("one call") else why
-            )
+            plain = "one call takes longer than a second" if why.startswith("one call") else why
             missing.setdefault(f"{name}: {plain}", []).append(outcome.case)
     lines += ["", *(f"Not timed: {what} ({len(cases)} cases)." for what, cases in missing.items())]
     return [*lines, ""]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -156,3 +158,11 @@ def test_the_whole_table_has_every_shape_at_every_M(device: str) -> None:
     for operation in ("hadamard", "rotate_quantize8", "quantize8", "quantize4-g128"):
         assert len({(c.I, c.M) for c in found if c.operation == operation}) == 4 * 5, operation
     assert all(f"-M{case.M}-" in case.name for case in found)
+
+
+def test_nothing_brings_torch_until_something_is_timed() -> None:
+    modules = "machine rounds ratios limits gate stored outcome table memory".split()
+    imports = "; ".join(f"import dllm_qbench.benchmarks.{name}" for name in modules)
+    code = f"import sys; {imports}; import tests.benchmarks.plugin, tests.benchmarks.cases; "
+    code += "sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
