@@ -63,7 +63,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     settings = config.stash[_RUN].settings
     asked = _asks_for_full(config)
     models = settings.full_models if asked else settings.models
-    lines = terminal.header(models, settings.items, _shown(config, settings.baselines))
+    baselines = _shown(config, settings.baselines)
+    lines = terminal.header(models, settings.items, baselines, settings.execution)
     if asked:
         lines.append(terminal.full_header(settings.setup, _shown(config, settings.store)))
     return lines

@@ -46,7 +46,7 @@ _LEGEND: Final = (
 )
 
 
-def header(models: Sequence[str], items: int, baselines: str) -> list[str]:
+def header(models: Sequence[str], items: int, baselines: str, execution: str = "fake") -> list[str]:
     """Versions, models, items and where the baselines are; reads no library."""
     versions = [f"dllm-qbench {__version__}"]
     for name in ("torch", "transformers", "lm-eval"):
@@ -54,9 +54,10 @@ def header(models: Sequence[str], items: int, baselines: str) -> list[str]:
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             versions.append(f"{name} not installed")
+    packed = "" if execution == "fake" else ", weights packed"
     return [
         f"qbench: {', '.join(versions)}",
-        f"qbench: model {', '.join(models)}, {items} items a cell, baselines {baselines}",
+        f"qbench: model {', '.join(models)}, {items} items a cell, baselines {baselines}{packed}",
     ]
 
 

@@ -146,11 +146,15 @@ def are_alike(recipe_hash: str, provenance: Mapping[str, Any], stored: CellBasel
     return recipe_hash == stored.recipe_hash and same_machine
 
 
-def machine_class(provenance: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Kind of device, data type, and torch's version: what decides the bits of a matrix product."""
+def machine_class(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Kind of device, data type, torch's version, and whether weights are packed: what decides the
+    bits of a matrix product.
+    """
     device = str(provenance.get("device", ""))
     torch = str(provenance.get("versions", {}).get("torch", ""))
-    return device, str(provenance.get("dtype", "")), torch.partition("+")[0]
+    seen = device, str(provenance.get("dtype", "")), torch.partition("+")[0]
+    packed = provenance.get("execution", "fake") != "fake"
+    return (*seen, "packed weights") if packed else seen
 
 
 def _band_p_values(record: Record, stored: CellBaseline) -> dict[str, float]:

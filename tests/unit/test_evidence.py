@@ -63,6 +63,7 @@ def elsewhere(**changes: Any) -> dict[str, Any]:
         ({"provenance": elsewhere(versions={"torch": "2.13.0+cpu", "numpy": "9"})}, True),
         ({"provenance": elsewhere(device="cuda: NVIDIA H100")}, False),
         ({"provenance": elsewhere(dtype="bfloat16")}, False),
+        ({"provenance": elsewhere(execution="packed")}, False),
         ({"provenance": elsewhere(versions={"torch": "2.12.1"})}, False),
         ({"recipe_hash": "another"}, False),
     ],
@@ -75,10 +76,12 @@ def test_floor_that_counts_is_the_platforms_only_for_the_same_recipe_on_the_same
     assert found.floor == (NARROW if alike else WIDE)
 
 
-def test_machine_class_is_device_data_type_and_torch() -> None:
+def test_machine_class_is_device_data_type_torch_and_execution() -> None:
     seen = machine_class(elsewhere(device="cuda: H100", versions={"torch": "2.13.0+cu130"}))
     assert seen == ("cuda: H100", "float32", "2.13.0")
     assert machine_class({}) == ("", "", "")
+    packed = machine_class(elsewhere(execution="packed"))
+    assert packed == (*machine_class(elsewhere(execution="fake")), "packed weights")
 
 
 @pytest.mark.parametrize(("recipe_hash", "share"), [(RECORD.recipe_hash, 0.01), ("other", 0.5)])

@@ -40,6 +40,7 @@ PUBLIC = (
     "quantize",
     "save_quantized",
     "load_quantized",
+    "pack",
 )
 # What is needed to read options, records and baselines and to judge: none of it touches a tensor.
 LIGHT = (
@@ -72,13 +73,26 @@ LIGHT = (
     "dllm_qbench.terminal",
     "dllm_qbench.pytest_plugin",
 )
-HEAVY = ("torch", "transformers", "lm_eval", "datasets", "pandas", "ray")
+# Backends of kernels, which nothing imports but who asks for them, and what of an extra they need.
+BACKENDS = {
+    "dllm_qbench.kernels.cpu": ("numba", "llvmlite"),
+    "dllm_qbench.kernels.triton": ("triton",),
+}
+HEAVY = ("numba", "triton", "torch", "transformers", "lm_eval", "datasets", "pandas", "ray")
 
 
 def modules() -> list[str]:
     """Return the dotted names of the package and of every module in it."""
     found = pkgutil.walk_packages([str(PACKAGE)], prefix="dllm_qbench.")
     return ["dllm_qbench", *(module.name for module in found)]
+
+
+def needed_extra(module: str) -> tuple[str, ...]:
+    """Return the libraries of an extra that a module may import: a backend's own."""
+    for backend, libraries in BACKENDS.items():
+        if f"{module}.".startswith(f"{backend}."):
+            return libraries
+    return ()
 
 
 def source(module: str) -> ast.Module:
@@ -111,6 +125,8 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize("module", modules())
 def test_every_module_imports(module: str) -> None:
+    for library in needed_extra(module):
+        pytest.importorskip(library, reason=f"{module} needs {library}")
     importlib.import_module(module)
 
 
@@ -151,6 +167,18 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
         visit(module, ())
 
 
+def test_kernels_load_a_backend_only_when_it_is_used() -> None:
+    program = (
+        "import sys, torch\n"
+        "from dllm_qbench import kernels\n"
+        "kernels.available()\n"
+        "kernels.hadamard(torch.ones(2, 4), backend='torch')\n"
+        "print(sorted({'numba', 'llvmlite', 'triton'} & set(sys.modules)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout == "[]\n", run.stderr
+
+
 def test_every_library_that_the_package_imports_is_a_declared_dependency() -> None:
     declared = {
         re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", line)[0]).lower()  # type: ignore[index]
@@ -163,6 +191,8 @@ def test_every_library_that_the_package_imports_is_a_declared_dependency() -> No
             for name in imported(statement):
                 top = name.partition(".")[0]
                 if top in sys.stdlib_module_names or top == "dllm_qbench":
+                    continue
+                if top in needed_extra(module):
                     continue
                 if (module, top) == ("dllm_qbench.pytest_scheduling", "xdist"):
                     continue  # imported by a hook that only pytest-xdist itself calls

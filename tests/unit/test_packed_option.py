@@ -27,6 +27,15 @@ def test_option_and_its_twin_reach_the_cells(recorded: Suite) -> None:
     assert executions(recorded, "--qbench-execution=fake") == {"fake"}
 
 
+def test_header_says_that_weights_are_packed(suite: Suite) -> None:
+    suite.run("--qbench-execution=packed", "--collect-only").stdout.fnmatch_lines(
+        ["qbench: model *, weights packed"]
+    )
+    plain = suite.run("--collect-only").stdout
+    plain.fnmatch_lines(["qbench: model *"])
+    plain.no_fnmatch_line("*weights packed*")
+
+
 def test_unknown_execution_is_a_usage_error(suite: Suite) -> None:
     result = suite.run("--qbench-execution=int4")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
