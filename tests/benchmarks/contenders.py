@@ -200,8 +200,13 @@ def _w4a8(case: Case) -> Contest:
     def ours() -> Tensor:
         return kernels.linear_quantized(kernels.quantize(x, 8), weight, dtype=x.dtype)
 
-    missing = {"torch's own": "torch ships int4 x int8 for Arm only (_dyn_quant_matmul_4bit)"}
-    return _product(case, x, weight, ours, {}, "int8", missing)
+    rivals: dict[str, Call] = {}
+    missing = {}
+    try:
+        rivals["torch dyn_quant_matmul_4bit"] = _dynamic_int4(weight, x.float())
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        missing["torch dyn_quant_matmul_4bit"] = f"refuses: {str(error).splitlines()[0][:120]}"
+    return _product(case, x, weight, ours, rivals, "int8", missing)
 
 
 def _product(
@@ -241,6 +246,15 @@ def _dynamic_int8(weight: kernels.PackedWeight, x: Tensor) -> Call:
     )
     packed = torch.ops.quantized.linear_prepack(rounded, None)
     return lambda: torch.ops.quantized.linear_dynamic(x, packed)
+
+
+def _dynamic_int4(weight: kernels.PackedWeight, x: Tensor) -> Call:
+    """Torch's own int4 x int8 product; made for Arm, elsewhere a plain loop."""
+    O, I = weight.shape  # noqa: E741 (the legend's names)
+    packed = torch.ops.aten._dyn_quant_pack_4bit_weight(
+        weight.data, weight.scale, None, GROUP, I, O
+    )
+    return lambda: torch.ops.aten._dyn_quant_matmul_4bit(x, packed, GROUP, I, O)
 
 
 def _int4pack(weight: kernels.PackedWeight, x: Tensor) -> Call:
