@@ -10,30 +10,42 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
+from itertools import pairwise
 
 import torch
 
 _ELEMENTS = 2**16  # that are worth a thread: to wake one up takes as long as to read so many
+_PIECES = 4  # a thread, on average
 
 
 def in_ranges(rows: int, width: int, work: Callable[[int, int], None]) -> None:
     """Call ``work(start, stop)`` for ranges that make up ``rows`` rows of ``width`` elements.
 
-    There are as many as torch uses threads (``torch.set_num_threads``), fewer for little work. The
-    call returns when all have ended, and raises what the first of them raised.
+    On as many threads as torch uses (``torch.set_num_threads``), fewer for little work. Each takes a
+    range when it has done its last: behind a product of torch's, whose threads keep their cores busy
+    for some milliseconds after they have ended, a thread may come late, and the others do its share.
+    The call returns when all ranges are done, and raises what the first of them raised.
     """
     most = min(torch.get_num_threads(), rows, rows * width // _ELEMENTS)
     if most < 2:
         _inside(work, 0, rows)
         return
-    ends = [rows * part // most for part in range(most + 1)]
-    others = [_pool().submit(_inside, work, start, stop) for start, stop in pairwise(ends[1:])]
+    pieces = min(rows, most * _PIECES, rows * width // _ELEMENTS)
+    ends = [rows * part // pieces for part in range(pieces + 1)]
+    left = iter(list(pairwise(ends)))  # handed out one by one, whoever asks
+
+    def take() -> None:
+        for start, stop in left:
+            _inside(work, start, stop)
+
+    others = [_pool().submit(take) for _ in range(most - 1)]
     try:
-        _inside(work, ends[0], ends[1])
+        take()
     finally:
-        wait(others)
+        wait([other for other in others if not other.cancel()])
     for other in others:
-        other.result()
+        if not other.cancelled():
+            other.result()
 
 
 def _inside(work: Callable[[int, int], None], start: int, stop: int) -> None:
