@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -154,6 +155,29 @@ def test_two_threads_may_call_at_once() -> None:
                 assert all(torch.equal(a, b) for a, b in zip(found, own, strict=True))
 
 
+@pytest.fixture(params=["torch's", "Python's"])
+def whose_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dllm_qbench.kernels.cpu import threads as module
+
+    if request.param == "Python's":
+        monkeypatch.setattr(module, "_openmp", lambda process: None)
+    elif module._openmp(os.getpid()) is None:
+        pytest.skip("this torch does not run on GNU's OpenMP, or this process was forked")
+
+
+@pytest.mark.usefixtures("whose_threads")
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 64, 1000])
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_every_row_is_in_one_range(rows: int, number: int) -> None:
+    from dllm_qbench.kernels.cpu.threads import in_ranges
+
+    seen: list[int] = []
+    with threads(number):
+        in_ranges(rows, 2**16, lambda start, stop: seen.extend(range(start, stop)))
+    assert sorted(seen) == list(range(rows))
+
+
+@pytest.mark.usefixtures("whose_threads")
 def test_an_error_in_one_range_is_raised_when_all_have_ended() -> None:
     from dllm_qbench.kernels.cpu.threads import in_ranges
 
@@ -161,12 +185,21 @@ def test_an_error_in_one_range_is_raised_when_all_have_ended() -> None:
 
     def work(start: int, stop: int) -> None:
         ended.append(start)
-        if start:
+        if start == 5:
             raise ValueError(f"at {start}")
 
     with threads(2), pytest.raises(ValueError, match="at 5"):
-        in_ranges(10, 2**16, work)
-    assert sorted(ended) == [0, 5]
+        in_ranges(20, 2**16, work)
+    assert sorted(ended) == [0, 5, 10, 15]
+
+
+@pytest.mark.usefixtures("whose_threads")
+def test_ranges_run_on_several_threads() -> None:
+    from dllm_qbench.kernels.cpu.threads import in_ranges
+
+    together = threading.Barrier(2, timeout=20)  # broken, and so an error, where one comes alone
+    with threads(2):
+        in_ranges(2, 2**17, lambda start, stop: together.wait() and None)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
