@@ -55,6 +55,7 @@ class Case:
         bars: what it has to keep on the class of machine whose ratios are stored.
         device: ``cpu`` or ``cuda``.
         gated: whether its ratio is stored: the default run has these only.
+        minutes: whether it takes minutes; such a case waits for ``--qbench-every-shape``.
     """
 
     operation: str
@@ -65,6 +66,7 @@ class Case:
     bars: tuple[Bar, ...] = ()
     device: str = "cpu"
     gated: bool = False
+    minutes: bool = False
 
     @property
     def name(self) -> str:
@@ -79,9 +81,9 @@ class Case:
 
 
 def _gated(operation: str, M: int, *rest: int, bars: tuple[Bar, ...] = (), dtype: str = "float32",
-           device: str = "cpu") -> Case:  # fmt: skip
+           device: str = "cpu", minutes: bool = False) -> Case:  # fmt: skip
     I, O = (*rest, 0)[:2]  # noqa: E741 (the legend's names)
-    return Case(operation, M, I, O, dtype, bars, device, gated=True)
+    return Case(operation, M, I, O, dtype, bars, device, gated=True, minutes=minutes)
 
 
 # A time of at most f times a rival's is a speed of at least 1/f.
@@ -99,7 +101,7 @@ GATED: Final = (
     _gated("w4a16-g128", 128, 4096, 4096, dtype="float32"),
     _gated("w4a8-g128", 128, 4096, 4096, dtype="bfloat16"),
     _gated("gptq-g128", 2048, 1024, 1024),
-    _gated("gptq-g128", 2048, 4096, 4096, bars=(Bar(TEXTBOOK, 5),)),
+    _gated("gptq-g128", 2048, 4096, 4096, bars=(Bar(TEXTBOOK, 5),), minutes=True),
     _gated("hessian", 2048, 4096, dtype="bfloat16", bars=(Bar(MATMUL, 0.7),)),
     _gated("hessian", 512, 1024, dtype="bfloat16"),  # small: the gate's own tests slow it down
 )
@@ -120,7 +122,7 @@ def cases(device: str, every_shape: bool) -> tuple[Case, ...]:
     """Return the cases of a run; those of one weight lie together."""
     gated = GATED_CUDA if device == "cuda" else GATED
     if not every_shape:
-        return gated
+        return tuple(case for case in gated if not case.minutes)
     found = {case.name: case for case in gated}
     for operation, I, M, dtype in product(PER_TOKEN, WIDTHS, MS, ("float32", "bfloat16")):  # noqa: E741
         _add(found, Case(operation, M, I, 0, dtype, device=device))
