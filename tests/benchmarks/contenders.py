@@ -1,7 +1,8 @@
 """For each case: our kernel, its rivals, what both have to move and multiply, and how exact ours is.
 
 Rivals are dense torch in bf16 and fp32, the best operation that torch itself ships, and a copy (a
-clone) of the input. Where torch ships none, or refuses, the outcome says so. Tensors are made before
+clone) of the input. Where torch ships none, or refuses, the outcome says so. What works on activations
+alone takes them from memory, see :func:`~tests.benchmarks.inputs.in_turn`. Tensors are made before
 anything is timed.
 """
 
@@ -28,6 +29,7 @@ from tests.benchmarks.cases import Case
 from tests.benchmarks.inputs import (
     LOOKED_AT,
     butterflies,
+    in_turn,
     inputs,
     relative,
     size_of,
@@ -93,15 +95,16 @@ def backend_of(case: Case, made: Contest) -> str:
 
 def _hadamard(case: Case) -> Contest:
     x = inputs(case)
-    rivals: dict[str, Call] = {named.COPY: x.clone}
+    fresh = in_turn(x)
+    rivals: dict[str, Call] = {named.COPY: lambda: fresh().clone()}
     missing = {"torch's own": NONE_IN_TORCH}
     if case.I <= DENSE_ROTATIONS_UP_TO:
         turn = hadamard_matrix(case.I).to(x)
-        rivals[named.ROTATION] = lambda: x @ turn.T
+        rivals[named.ROTATION] = lambda: fresh() @ turn.T
     else:
         missing[named.ROTATION] = f"a matrix of {case.I} x {case.I} is not made"
     return Contest(
-        ours=lambda: kernels.hadamard(x),
+        ours=lambda: kernels.hadamard(fresh()),
         rivals=rivals,
         moved=2 * size_of(x),
         operations=butterflies(case),
@@ -114,9 +117,13 @@ def _hadamard(case: Case) -> Contest:
 
 def _rotate_quantize(case: Case) -> Contest:
     x = inputs(case)
+    fresh = in_turn(x)
     return Contest(
-        ours=lambda: kernels.rotate_quantize(x, 8),
-        rivals={named.TRANSFORM: lambda: kernels.hadamard(x), named.COPY: x.clone},
+        ours=lambda: kernels.rotate_quantize(fresh(), 8),
+        rivals={
+            named.TRANSFORM: lambda: kernels.hadamard(fresh()),
+            named.COPY: lambda: fresh().clone(),
+        },
         moved=size_of(x) + x.numel() + 4 * case.M,
         operations=butterflies(case),
         kind="float32",
@@ -128,17 +135,18 @@ def _rotate_quantize(case: Case) -> Contest:
 
 def _quantize8(case: Case) -> Contest:
     x = inputs(case)
+    fresh = in_turn(x)
     zeros = torch.zeros(case.M, dtype=torch.int64, device=x.device)
 
-    def by_torch() -> (
-        Tensor
-    ):  # deprecated in torch 2.13; torchao, its successor, is no part of torch
+    # Deprecated in torch 2.13; torchao, its successor, is no part of torch.
+    def by_torch() -> Tensor:
+        x = fresh()
         scales = x.abs().amax(-1).float() / 127
         return torch.quantize_per_channel(x, scales, zeros, 0, torch.qint8)
 
     return Contest(
-        ours=lambda: kernels.quantize(x, 8),
-        rivals={named.COPY: x.clone, "torch.quantize_per_channel": by_torch},
+        ours=lambda: kernels.quantize(fresh(), 8),
+        rivals={named.COPY: lambda: fresh().clone(), "torch.quantize_per_channel": by_torch},
         moved=size_of(x) + x.numel() + 4 * case.M,
         operations=3 * x.numel(),
         kind="float32",
@@ -149,9 +157,10 @@ def _quantize8(case: Case) -> Contest:
 
 def _quantize4(case: Case) -> Contest:
     x = inputs(case)
+    fresh = in_turn(x)
     return Contest(
-        ours=lambda: kernels.quantize(x, 4, group=GROUP),
-        rivals={named.COPY: x.clone},
+        ours=lambda: kernels.quantize(fresh(), 4, group=GROUP),
+        rivals={named.COPY: lambda: fresh().clone()},
         moved=size_of(x) + x.numel() // 2 + 4 * x.numel() // GROUP,
         operations=3 * x.numel(),
         kind="float32",
