@@ -24,11 +24,16 @@ def test_readme_gives_two_commands() -> None:
     ]
 
 
-def test_ci_runs_the_second_command() -> None:
+def test_ci_runs_the_second_command_and_the_benchmarks() -> None:
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     set_up, tests = COMMANDS[1].split(" && ")
     assert lines.index(set_up) < lines.index(tests)
-    assert [line for line in lines if line][-1] == tests
+    assert "\n```sh\npytest tests/benchmarks\n```" in README
+    assert [line for line in lines if line][-3:] == [
+        tests,
+        "step benchmarks",
+        "pytest tests/benchmarks",
+    ]
 
 
 def test_tox_quick_runs_the_first_command() -> None:
