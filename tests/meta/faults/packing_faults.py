@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_qbench.quant import packing
+from dllm_qbench.kernels import packing
 from dllm_qbench.quant.grid import find_grid
 from tests.meta.faults.fault import Fault, Plant
 from tests.meta.faults.patches import wrapped
