@@ -24,6 +24,8 @@ WIDTHS: Final = tuple(dict.fromkeys(inputs for inputs, _ in SHAPES))
 COPY: Final = "copy"
 TRANSFORM: Final = "hadamard alone"
 ROTATION: Final = "dense rotation"
+FACTORS: Final = "two factors"
+"""The transform as two products with small matrices, torch's quickest way to it."""
 FP32: Final = "dense fp32"
 BF16: Final = "dense bf16"
 MATMUL: Final = "plain matmul"
@@ -34,8 +36,8 @@ PER_TOKEN: Final = ("hadamard", "rotate_quantize8", "quantize8", "quantize4-g128
 PRODUCTS: Final = ("w8a8", "w4a16-g128", "w4a8-g128")
 """Operations with a weight ``[O, I]``."""
 MAIN: Final = {
-    "hadamard": COPY,
-    "rotate_quantize8": COPY,  # the transform alone is ours as well, and may slow down with it
+    "hadamard": FACTORS,
+    "rotate_quantize8": FACTORS,  # the transform alone is ours as well, and may slow down with it
     "quantize8": COPY,
     "quantize4-g128": COPY,
     "hessian": MATMUL,

@@ -8,6 +8,7 @@ anything is timed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from dllm_qbench import kernels
 from dllm_qbench.benchmarks.rounds import Call
 from dllm_qbench.kernels.backend import CannotError, asked_for, backend_for
+from dllm_qbench.kernels.orders import split
 from dllm_qbench.kernels.reference import hadamard_matrix
 from dllm_qbench.quant.capture import second_moment
 from dllm_qbench.quant.gptq_textbook import solve_textbook
@@ -97,6 +99,7 @@ def _hadamard(case: Case) -> Contest:
     x = inputs(case)
     fresh = in_turn(x)
     rivals: dict[str, Call] = {named.COPY: lambda: fresh().clone()}
+    rivals[named.FACTORS] = _by_factors(case, fresh)
     missing = {"torch's own": NONE_IN_TORCH}
     if case.I <= DENSE_ROTATIONS_UP_TO:
         turn = hadamard_matrix(case.I).to(x)
@@ -123,6 +126,7 @@ def _rotate_quantize(case: Case) -> Contest:
         rivals={
             named.TRANSFORM: lambda: kernels.hadamard(fresh()),
             named.COPY: lambda: fresh().clone(),
+            named.FACTORS: _by_factors(case, fresh),
         },
         moved=size_of(x) + x.numel() + 4 * case.M,
         operations=butterflies(case),
@@ -131,6 +135,18 @@ def _rotate_quantize(case: Case) -> Contest:
         allowed=2e-2,
         missing={"torch's own": NONE_IN_TORCH},
     )
+
+
+def _by_factors(case: Case, fresh: Callable[[], Tensor]) -> Call:
+    """H of order 2^k m is the Kronecker product of H of 2^a and H of 2^(k-a) m: two products in torch."""
+    power = case.I & -case.I
+    rows = min(power, 1 << round(math.log2(case.I) / 2))
+    while rows > 1 and split(case.I // rows) is None:
+        rows //= 2
+    kind = getattr(torch, case.dtype)
+    left_RR = hadamard_matrix(rows).to(case.device, kind)
+    right_CC = hadamard_matrix(case.I // rows).T.contiguous().to(case.device, kind)
+    return lambda: left_RR @ (fresh().view(-1, rows, case.I // rows) @ right_CC)
 
 
 def _quantize8(case: Case) -> Contest:
