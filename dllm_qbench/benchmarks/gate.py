@@ -17,6 +17,9 @@ ratio or the bar. A measurement whose median lies below is taken again with more
 measurement fails only by its whole interval. A regression is there again; noise is not. It passes too
 where the ratio of the shortest calls, which a neighbour disturbs least, is clear of the limit by
 :data:`CLEAR`; by less, that ratio may itself owe to a rival that was never left alone.
+
+**When it does not fail all the same.** Other processes kept more than :data:`QUIET` cores busy during
+the last measurement: the case is ``busy``, which is said and fails nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +38,10 @@ LEAST: Final = math.log(1.25)
 MOST: Final = math.log(1.4)
 CLEAR: Final = 1.2
 ATTEMPTS: Final = 3
+QUIET: Final = 0.25
+"""Cores that other processes may keep busy while a case is measured and can fail."""
 
-Status = Literal["slower", "below bar", "not gated", "pass", "faster"]
+Status = Literal["slower", "below bar", "busy", "not gated", "pass", "faster"]
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,22 @@ def judge(ratios: Mapping[str, Ratio], bars: Sequence[Bar], expected: Expected |
 def _kept(found: Ratio, by: Literal["median", "high"], limit: float) -> float:
     """Return by what factor a limit is kept: by the median or the interval, or by the shortest calls."""
     return max(found.high if by == "high" else found.median, found.best / CLEAR) / limit
+
+
+def unless_busy(finding: Finding, others: float | None) -> Finding:
+    """Return a finding, but for one that fails while other processes kept the machine busy.
+
+    A neighbour that holds a core does not slow all contenders alike: one that starts its threads often
+    waits for the held core often. So nothing fails beside one, and that is said.
+
+    Args:
+        finding: of the last measurement.
+        others: cores that other processes took meanwhile; ``None``: not known.
+    """
+    if not finding.fails or others is None or others <= QUIET:
+        return finding
+    text = f"other processes kept {others:.1f} cores busy: measure again, alone ({finding.text})"
+    return Finding("busy", text, finding.margin)
 
 
 def shown(found: Ratio) -> str:

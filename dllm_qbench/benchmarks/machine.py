@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from typing import Any, Final
 from dllm_qbench import __version__
 
 CPUINFO: Final = Path("/proc/cpuinfo")
+STAT: Final = Path("/proc/stat")
 _PACKAGES: Final = ("torch", "numpy", "numba", "triton", "pytest-benchmark")
 # The widest level whose flag the processor has; kernels and torch choose their code by these.
 _LEVELS: Final = (
@@ -79,6 +81,39 @@ def megahertz(cpuinfo: Path = CPUINFO) -> float | None:
         return None
     found = [float(value) for value in re.findall(r"^cpu MHz\s*:\s*([0-9.]+)", text, re.MULTILINE)]
     return sum(found) / len(found) if found else None
+
+
+class Neighbours:
+    """How many cores other processes keep busy, between two looks at the system's own account.
+
+    Linux counts what all processes (and, as stolen, other virtual machines) took of the processor, in
+    hundredths of a second; what this process took is taken off.
+    """
+
+    def __init__(self, stat: Path = STAT) -> None:
+        self._stat = stat
+        self._before = self._look()
+
+    def cores(self) -> float | None:
+        """Return the mean since the last look; ``None`` where the system does not tell."""
+        now, before = self._look(), self._before
+        self._before = now
+        if now is None or before is None or now[0] - before[0] < 0.1:
+            return None
+        others = (now[1] - before[1]) - (now[2] - before[2])
+        return max(0.0, others / (now[0] - before[0]))
+
+    def _look(self) -> tuple[float, float, float] | None:
+        """Return seconds of the clock, of all processes, and of this one."""
+        try:
+            first = self._stat.read_text(encoding="utf-8").splitlines()[0].split()
+            busy = sum(
+                int(first[place]) for place in (1, 2, 3, 6, 7, 8)
+            )  # all but idle and waiting
+            ticks = os.sysconf("SC_CLK_TCK")
+        except (OSError, IndexError, ValueError):
+            return None
+        return time.monotonic(), busy / ticks, time.process_time()
 
 
 def package_versions() -> dict[str, str]:

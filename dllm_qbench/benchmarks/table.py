@@ -18,6 +18,7 @@ _COLORS: Final = {
     "slower": "red",
     "pass": "green",
     "faster": "green",
+    "busy": "yellow",
     "not gated": None,
 }
 LEGEND: Final = (

@@ -109,6 +109,8 @@ class Benchmarks:
         if self.known is not None:
             new = [one.case for one in self.outcomes if one.expected is None and one.gated]
             told = [f"not stored there yet, so not gated: {', '.join(new)}"] if new else []
+            busy = [one for one in self.outcomes if one.finding.status == "busy"]
+            told += [f"NOT TOLD: {one.case}: {one.finding.text}" for one in busy]
             return [f"held against {self.path}", *told]
         why = "this is another chip" if self.path.exists() else "no such file"
         return [

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_qbench.benchmarks import gate
-from dllm_qbench.benchmarks.gate import Bar, Expected, allowed_factor, decide, judge, pooled_spread
+from dllm_qbench.benchmarks.gate import (
+    QUIET,
+    Bar,
+    Expected,
+    Finding,
+    allowed_factor,
+    decide,
+    judge,
+    pooled_spread,
+    unless_busy,
+)
+from dllm_qbench.benchmarks.machine import Neighbours
 from dllm_qbench.benchmarks.ratios import Ratio
 from dllm_qbench.benchmarks.stored import StoredCase, path_of, read_ratios, write_case
 from dllm_qbench.errors import BaselineError
@@ -217,3 +232,43 @@ def test_a_file_that_is_not_right_is_named(
 def test_a_missing_file_says_how_to_record_it(path: Path) -> None:
     with pytest.raises(BaselineError, match="--qbench-update-benchmarks"):
         read_ratios(path)
+
+
+@pytest.mark.parametrize(
+    ("others", "status"),
+    [(None, "slower"), (0.0, "slower"), (QUIET, "slower"), (0.3, "busy"), (1.7, "busy")],
+)
+def test_nothing_fails_beside_a_busy_neighbour_and_that_is_said(
+    others: float | None, status: str
+) -> None:
+    found = unless_busy(Finding("slower", "half as fast", 0.5), others)
+    assert found.status == status
+    assert found.fails == (status == "slower")
+    assert "half as fast" in found.text
+    passed = Finding("pass", "", 1.2)
+    assert unless_busy(passed, others) == passed
+
+
+def test_neighbours_are_what_the_system_counts_less_this_process(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 0 50 1000 5 1 2 3 0 0\ncpu0 1 2 3\n")
+    neighbours = Neighbours(stat)
+    time.sleep(0.2)
+    stat.write_text("cpu  120 0 50 1000 9 1 2 13 0 0\ncpu0 1 2 3\n")
+    found = neighbours.cores()
+    seconds = 30 / os.sysconf("SC_CLK_TCK")  # 20 of user time and 10 stolen; waiting is idle
+    assert found is not None
+    assert 0.5 * seconds / 0.2 < found <= seconds / 0.2
+    assert Neighbours(tmp_path / "missing").cores() is None
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system has no /proc/stat")
+def test_a_process_that_runs_beside_is_seen() -> None:
+    program = "import time; end = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", program]):
+        time.sleep(0.3)
+        neighbours = Neighbours()
+        time.sleep(1.0)
+        found = neighbours.cores()
+    assert found is not None
+    assert found > 0.5
