@@ -38,8 +38,8 @@ PRODUCTS: Final = ("w8a8", "w4a16-g128", "w4a8-g128")
 MAIN: Final = {
     "hadamard": FACTORS,
     "rotate_quantize8": FACTORS,  # the transform alone is ours as well, and may slow down with it
-    "quantize8": COPY,
-    "quantize4-g128": COPY,
+    "quantize8": FACTORS,  # a copy is too unsteady a yardstick
+    "quantize4-g128": FACTORS,
     "hessian": MATMUL,
     "gptq-g128": TEXTBOOK,
 }

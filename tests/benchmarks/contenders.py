@@ -162,7 +162,11 @@ def _quantize8(case: Case) -> Contest:
 
     return Contest(
         ours=lambda: kernels.quantize(fresh(), 8),
-        rivals={named.COPY: lambda: fresh().clone(), "torch.quantize_per_channel": by_torch},
+        rivals={
+            named.COPY: lambda: fresh().clone(),
+            named.FACTORS: _by_factors(case, fresh),
+            "torch.quantize_per_channel": by_torch,
+        },
         moved=size_of(x) + x.numel() + 4 * case.M,
         operations=3 * x.numel(),
         kind="float32",
@@ -176,7 +180,7 @@ def _quantize4(case: Case) -> Contest:
     fresh = in_turn(x)
     return Contest(
         ours=lambda: kernels.quantize(fresh(), 4, group=GROUP),
-        rivals={named.COPY: lambda: fresh().clone()},
+        rivals={named.COPY: lambda: fresh().clone(), named.FACTORS: _by_factors(case, fresh)},
         moved=size_of(x) + x.numel() // 2 + 4 * x.numel() // GROUP,
         operations=3 * x.numel(),
         kind="float32",

@@ -18,7 +18,9 @@ def test_kernel_is_as_fast_as_it_was(case: Case, benchmark: Any, benchmarks: Ben
     from tests.benchmarks.measure import failure, measure, to_store
 
     assert benchmark.enabled, "pytest-benchmark is switched off: nothing would be timed"
-    expected = benchmarks.expected(case.name, case.bars)
+    # Among all shapes memory is in another state than in the short run, whose ratios are stored.
+    gated = case.minutes or not benchmarks.every_shape
+    expected = benchmarks.expected(case.name, case.bars) if gated else None
     outcome = measure(case, benchmark, expected, benchmarks.limits)
     if benchmarks.updates and case.gated:
         outcome = benchmarks.store(outcome, to_store(case, outcome))
