@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from dllm_qbench.baseline_cell import CellBaseline
-from dllm_qbench.errors import BaselineError, QBenchError
-from dllm_qbench.jsonfiles import dump, parse_json, reject_non_finite, set_member, write_atomic
+from dllm_qbench.errors import BaselineError
+from dllm_qbench.jsonfiles import dump, parse_stored, read_stored, set_member, write_atomic
 from dllm_qbench.records import Record
 from dllm_qbench.schemas import validate
 
@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 2
+_RECORD: Final = "record the model's baselines with: pytest --qbench-update"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def baseline_path(folder: str | Path, model: str) -> Path:
 def read_baselines(path: str | Path) -> Baselines:
     """Read and check one model's file; ``BaselineError`` names the file and the field."""
     path = Path(path)
-    return _parse(_read_text(path), path)
+    return _parse(read_stored(path, _RECORD), path)
 
 
 def preview_cell(path: str | Path, record: Record) -> CellBaseline | None:
@@ -91,7 +92,7 @@ def write_cell(path: str | Path, record: Record) -> CellBaseline | None:
 
 def _plan(path: Path, record: Record) -> tuple[CellBaseline | None, str]:
     """The cell to store, if it changed, and the file's new text."""
-    text = _read_text(path) if path.exists() else None
+    text = read_stored(path, _RECORD) if path.exists() else None
     known = _parse(text, path) if text is not None else None
     stored = known.cells.get(record.cell) if known else None
     if known and known.model != record.model:
@@ -131,26 +132,8 @@ def _measured(data: Mapping[str, Any]) -> dict[str, Any]:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def _read_text(path: Path) -> str:
-    try:
-        # newline="" keeps the line ends: a splice must not touch them.
-        with path.open(encoding="utf-8", newline="") as stream:
-            return stream.read()
-    except FileNotFoundError as error:
-        raise BaselineError(
-            f"{path}: no such file; record the model's baselines with: pytest --qbench-update"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise BaselineError(f"{path}: cannot be read: {error}") from error
-
-
 def _parse(text: str, path: Path) -> Baselines:
-    try:
-        data = parse_json(text, str(path))
-        reject_non_finite(data, f"{path}: $")
-    except QBenchError as error:
-        raise BaselineError(str(error)) from error
-    validate(data, "baseline", str(path))
+    data = parse_stored(text, path, "baseline")
     cells = {
         name: CellBaseline.from_dict(data["model"], name, cell, _place(path, name))
         for name, cell in data["cells"].items()

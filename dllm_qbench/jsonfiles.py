@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dllm_qbench.errors import NonFiniteError, QBenchError
+from dllm_qbench.errors import BaselineError, NonFiniteError, QBenchError
+from dllm_qbench.schemas import validate
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -127,3 +128,37 @@ def _skip(text: str, at: int) -> int:
     """The first index from ``at`` that is not white space."""
     found = _SPACE.match(text, at)
     return found.end() if found else at
+
+
+def read_stored(path: Path, record_with: str) -> str:
+    """Return the text of a file of baselines, its line ends as they are: a splice must not touch them.
+
+    Args:
+        path: the file.
+        record_with: what to do where there is none, for the error.
+
+    Raises:
+        BaselineError: missing, or cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            return stream.read()
+    except FileNotFoundError as error:
+        raise BaselineError(f"{path}: no such file; {record_with}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BaselineError(f"{path}: cannot be read: {error}") from error
+
+
+def parse_stored(text: str, path: Path, schema: str) -> Any:
+    """Return what such a file says, checked against a schema.
+
+    Raises:
+        BaselineError: no JSON, a number that is not finite, or a field that the schema refuses.
+    """
+    try:
+        data = parse_json(text, str(path))
+        reject_non_finite(data, f"{path}: $")
+    except QBenchError as error:
+        raise BaselineError(str(error)) from error
+    validate(data, schema, str(path))
+    return data

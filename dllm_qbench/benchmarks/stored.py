@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from dllm_qbench.benchmarks.gate import Bar, Expected, allowed_factor, pooled_spread, spread
 from dllm_qbench.benchmarks.machine import Machine
-from dllm_qbench.errors import BaselineError, QBenchError
-from dllm_qbench.jsonfiles import dump, parse_json, reject_non_finite, set_member, write_atomic
+from dllm_qbench.errors import BaselineError
+from dllm_qbench.jsonfiles import dump, parse_stored, read_stored, set_member, write_atomic
 from dllm_qbench.schemas import validate
 
 SCHEMA: Final = "benchmarks"
@@ -23,6 +23,7 @@ SCHEMA_VERSION: Final = 1
 MOST_RUNS: Final = 8
 """The latest runs of a case that are kept."""
 UPDATE: Final = "pytest tests/benchmarks --qbench-update-benchmarks"
+_RECORD: Final = f"record it with: {UPDATE}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def path_of(folder: Path, machine: Machine) -> Path:
 
 def read_ratios(path: Path) -> StoredRatios:
     """Read and check a file; ``BaselineError`` names the file and the field."""
-    return _parse(_read_text(path), path)
+    return _parse(read_stored(path, _RECORD), path)
 
 
 def write_case(
@@ -101,7 +102,7 @@ def write_case(
     ``case.runs`` holds the new run alone. Earlier runs are kept, the latest :data:`MOST_RUNS`, unless
     they are to another rival. Refuses a file that does not validate, and one of another processor.
     """
-    text = _read_text(path) if path.exists() else None
+    text = read_stored(path, _RECORD) if path.exists() else None
     known = None if text is None else _parse(text, path)
     if known is not None and known.processor != machine.processor:
         raise BaselineError(
@@ -126,23 +127,8 @@ def write_case(
     return new
 
 
-def _read_text(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:  # a splice must not touch line ends
-            return stream.read()
-    except FileNotFoundError as error:
-        raise BaselineError(f"{path}: no such file; record it with: {UPDATE}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise BaselineError(f"{path}: cannot be read: {error}") from error
-
-
 def _parse(text: str, path: Path) -> StoredRatios:
-    try:
-        data = parse_json(text, str(path))
-        reject_non_finite(data, f"{path}: $")
-    except QBenchError as error:
-        raise BaselineError(str(error)) from error
-    validate(data, SCHEMA, str(path))
+    data = parse_stored(text, path, SCHEMA)
     if data["machine_class"] != path.stem:
         raise BaselineError(
             f"{path}: machine_class is {data['machine_class']!r}, expected the file's name {path.stem!r}"

@@ -56,8 +56,8 @@ class Codes:
         """Return the values that the codes stand for, ``[..., I]``, computed in float32."""
         wide = self.integers().float()
         if self.zero is not None:
-            wide = wide - _spread(self.zero.float(), self.group, self.size)
-        return (wide * _spread(self.scale, self.group, self.size)).to(dtype)
+            wide = wide - per_channel(self.zero.float(), self.group, self.size)
+        return (wide * per_channel(self.scale, self.group, self.size)).to(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,7 @@ def laid_out(codes_OI: Tensor) -> Tensor:
     return codes_OI.contiguous()
 
 
-def _spread(per_group: Tensor, group: int, size: int) -> Tensor:
+def per_channel(per_group: Tensor, group: int, size: int) -> Tensor:
     """Give every channel what its group has: ``[..., G] -> [..., I]``."""
     if per_group.shape[-1] == 1:
         return per_group

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dllm_qbench.kernels.codes import Codes, PackedWeight
+from dllm_qbench.kernels.codes import Codes, PackedWeight, per_channel
 from dllm_qbench.kernels.orders import base_matrix, split
 from dllm_qbench.kernels.packing import pack_codes
 
@@ -86,24 +86,18 @@ def linear_quantized(
     """Multiply integer inputs: in float64, where sums of these integers are exact."""
     x_MI = codes.integers().double()
     if codes.zero is not None:
-        x_MI -= _spread(codes.zero.double(), codes.group, codes.size)
+        x_MI -= per_channel(codes.zero.double(), codes.group, codes.size)
     w_OI = weight.codes().integers().double()
     zeros = weight.zeros()
     if zeros is not None:
-        w_OI -= _spread(zeros.double(), weight.group, weight.size)
+        w_OI -= per_channel(zeros.double(), weight.group, weight.size)
     if codes.scale.shape[-1] == 1 and weight.scale.shape[-1] == 1:
         made = (x_MI @ w_OI.T).float() * codes.scale * weight.scale[:, 0]
     else:
-        x_MI *= _spread(codes.scale.double(), codes.group, codes.size)
-        w_OI *= _spread(weight.scale.double(), weight.group, weight.size)
+        x_MI *= per_channel(codes.scale.double(), codes.group, codes.size)
+        w_OI *= per_channel(weight.scale.double(), weight.group, weight.size)
         made = (x_MI @ w_OI.T).float()
     return (made if bias is None else made + bias.float()).to(dtype)
-
-
-def _spread(per_group: Tensor, group: int, size: int) -> Tensor:
-    if per_group.shape[-1] == 1:
-        return per_group
-    return per_group.repeat_interleave(group, dim=-1)[..., :size]
 
 
 def block_hadamard(n: int) -> tuple[int, int, int]:
