@@ -17,11 +17,6 @@ if "dllm_qbench.pytest_plugin" not in sys.modules:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
-# Each xdist worker would otherwise start one thread per core. Read by torch when it is imported.
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    _share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
-
 # The same examples on each run: a change that fails, fails for everybody. `thorough` looks further
 # (pytest --hypothesis-profile=thorough; with -n, --dist worksteal shares a file out). No deadline: the
 # first example of a test may import torch.

@@ -18,6 +18,7 @@ from dllm_qbench.errors import BaselineError
 from dllm_qbench.jsonfiles import dump, parse_stored, read_stored, set_member, write_atomic
 from dllm_qbench.records import Record
 from dllm_qbench.schemas import validate
+from dllm_qbench.verdict.bands import Band
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -26,6 +27,7 @@ __all__ = [
     "baseline_path",
     "preview_cell",
     "read_baselines",
+    "shipped_baselines",
     "update_command",
     "write_cell",
 ]
@@ -66,31 +68,50 @@ def baseline_path(folder: str | Path, model: str) -> Path:
     return Path(folder) / f"{re.sub(r'[^A-Za-z0-9._-]+', '--', model)}.json"
 
 
+def shipped_baselines(model: str) -> Path:
+    """The file of an embedded model's baselines that comes with this package.
+
+    Raises:
+        BaselineError: there is none for the model.
+    """
+    package = Path(__file__).parent
+    folders = (package.parent / "baselines", package / "shipped_baselines")
+    for folder in folders:
+        path = baseline_path(folder, model)
+        if path.is_file():
+            return path
+    known = sorted(path.stem for folder in folders for path in folder.glob("*.json"))
+    raise BaselineError(
+        f"no baselines of {model!r} come with the suite (only of {', '.join(known) or 'no model'});"
+        " record the model's own with: pytest --qbench-update"
+    )
+
+
 def read_baselines(path: str | Path) -> Baselines:
     """Read and check one model's file; ``BaselineError`` names the file and the field."""
     path = Path(path)
     return _parse(read_stored(path, _RECORD), path)
 
 
-def preview_cell(path: str | Path, record: Record) -> CellBaseline | None:
+def preview_cell(path: str | Path, record: Record, band: Band | None = None) -> CellBaseline | None:
     """What ``write_cell`` would store, with its errors, without writing."""
-    return _plan(Path(path), record)[0]
+    return _plan(Path(path), record, band)[0]
 
 
-def write_cell(path: str | Path, record: Record) -> CellBaseline | None:
+def write_cell(path: str | Path, record: Record, band: Band | None = None) -> CellBaseline | None:
     """Store a record as its cell's baseline and return it; ``None`` when nothing had changed.
 
-    Band and noise floors of a stored cell are kept. A measurement that equals the stored
-    one leaves the file as it is, provenance included. Refuses to replace a baseline by one on fewer
-    items, and to touch a file that does not validate.
+    Band and noise floors of a stored cell are kept; a new one gets ``band``, by default a proposed one. A
+    measurement that equals the stored one leaves the file as it is, provenance included. Refuses to replace
+    a baseline by one on fewer items, and to touch a file that does not validate.
     """
-    new, text = _plan(Path(path), record)
+    new, text = _plan(Path(path), record, band)
     if new is not None:
         write_atomic(path, text)
     return new
 
 
-def _plan(path: Path, record: Record) -> tuple[CellBaseline | None, str]:
+def _plan(path: Path, record: Record, band: Band | None) -> tuple[CellBaseline | None, str]:
     """The cell to store, if it changed, and the file's new text."""
     text = read_stored(path, _RECORD) if path.exists() else None
     known = _parse(text, path) if text is not None else None
@@ -102,7 +123,10 @@ def _plan(path: Path, record: Record) -> tuple[CellBaseline | None, str]:
             f"{path}: cells[{record.cell!r}] was measured on {stored.items} items and would shrink "
             f"to {record.items}; run with --qbench-items={stored.items}, or delete the cell first"
         )
-    new = replace(CellBaseline.from_record(record, stored), source=_place(path, record.cell))
+    made = CellBaseline.from_record(record, stored)
+    if stored is None and band is not None:
+        made = replace(made, band=band)
+    new = replace(made, source=_place(path, record.cell))
     data = new.to_dict()
     checkpoint = data["provenance"].get("checkpoint_sha256", "")
     document = {

@@ -12,6 +12,8 @@ import pytest
 from dllm_qbench.engine.jobs import DTYPES, Audits, Profile, Setup
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.models.released import PAPER_MODELS
+from dllm_qbench.quant.scheme import Scheme
+from dllm_qbench.tasks import TASKS
 
 ENGINES: Final = ("local", "ray")
 EXECUTIONS: Final = ("fake", "packed")
@@ -26,6 +28,27 @@ _VALUES: Final = (
         " or, in the full tier, names such as llada-1.5 (qbench doctor lists them)",
         "llada-embedded,dream-embedded",
         "NAMES",
+    ),
+    (
+        "subject",
+        "quantizers of your own, package.module:function, separated by commas: adds a cell for each, each"
+        " scheme and each task",
+        None,
+        "NAMES",
+    ),
+    ("schemes", "what the subjects are asked for, separated by commas", "W4A16-g64", "SCHEMES"),
+    (
+        "tasks",
+        "what the subjects are measured on, separated by commas",
+        "general,math,code",
+        "TASKS",
+    ),
+    (
+        "like",
+        "method/scheme of the shipped baselines, such as gptq/W4A16, whose bands hold for cells that"
+        " have no baseline of their own yet",
+        None,
+        "CELL",
     ),
     ("items", "items a cell of the quick tier", "500", "N"),
     ("device", "where the models run, as torch names it: cpu, cuda, cuda:1", "cpu", "DEVICE"),
@@ -101,12 +124,18 @@ class Settings:
 
     Attributes:
         models: of the quick tier; ``full_models``: of the full tier.
+        subjects, schemes, tasks: quantizers of the user's own, and the cells that each gets.
+        like: whose bands hold for cells without a baseline.
         setup: how the full tier's cells are measured; ``store``: where what it measured is kept.
         shard: (i, N), or ``None`` for all cells.
     """
 
     models: tuple[str, ...]
     full_models: tuple[str, ...]
+    subjects: tuple[str, ...]
+    schemes: tuple[str, ...]
+    tasks: tuple[str, ...]
+    like: str | None
     device: str
     items: int
     execution: str
@@ -127,12 +156,18 @@ class Settings:
     def of(cls, config: pytest.Config) -> Settings:
         """Read and check the options; ``pytest.UsageError`` on a bad one."""
         records = _option(config, "records")
-        models = _names(_option(config, "model"))
+        models = _list(config, "model")
+        if not models:
+            raise pytest.UsageError("--qbench-model is empty, expected one or more models")
         given = config.getoption("qbench_model") is not None
         update_pass = bool(config.getoption("qbench_update_pass"))
         settings = cls(
             models=models,
             full_models=models if given else PAPER_MODELS,
+            subjects=_list(config, "subject"),
+            schemes=_schemes(config),
+            tasks=_tasks(config),
+            like=_option(config, "like") or None,
             device=str(_option(config, "device")),
             items=_count(config, "items"),
             execution=_one_of(config, "execution", EXECUTIONS),
@@ -203,11 +238,34 @@ def _setup(config: pytest.Config) -> Setup:
         raise pytest.UsageError(str(error)) from error
 
 
-def _names(given: Any) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in str(given).split(",") if name.strip()))
-    if not names:
-        raise pytest.UsageError("--qbench-model is empty, expected one or more models")
-    return names
+def _list(config: pytest.Config, name: str) -> tuple[str, ...]:
+    """Read what is separated by commas; each once, in the order given."""
+    parts = str(_option(config, name) or "").split(",")
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
+def _schemes(config: pytest.Config) -> tuple[str, ...]:
+    schemes = _list(config, "schemes")
+    try:
+        for scheme in schemes:
+            Scheme.parse(scheme)
+    except QBenchError as error:
+        raise pytest.UsageError(f"--qbench-schemes: {error}") from error
+    if not schemes:
+        raise pytest.UsageError(
+            "--qbench-schemes is empty, expected one or more, such as W4A16-g64"
+        )
+    return schemes
+
+
+def _tasks(config: pytest.Config) -> tuple[str, ...]:
+    tasks = _list(config, "tasks")
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown or not tasks:
+        raise pytest.UsageError(
+            f"--qbench-tasks is {','.join(tasks)!r}, expected one or more of {', '.join(TASKS)}"
+        )
+    return tasks
 
 
 def _shard(given: Any) -> tuple[int, int] | None:

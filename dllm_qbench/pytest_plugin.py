@@ -7,17 +7,19 @@ collects the reports writes: the record file, and with ``--qbench-update`` the b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from dllm_qbench import terminal
+from dllm_qbench import subject_cells, terminal
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.pytest_full import FullTier, pick_device
-from dllm_qbench.pytest_options import add_options
+from dllm_qbench.pytest_options import Settings, add_options
 from dllm_qbench.pytest_session import CELL_FIXTURES, PROPERTY, Run
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ MARKERS: Final = {
     "scale": "many kills, several machines, models of a true size",
 }
 Quantizer = Callable[..., "DiffusionLM"]
-Cell = Callable[["DiffusionLM", str], "Verdict"]
+Cell = Callable[..., "Verdict"]
+SubjectQuantizer = Callable[..., "DiffusionLM"]
 Job = Callable[[str, str, str], "Outcome"]
 
 
@@ -49,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers and check the options before anything is collected."""
+    _share_cores()
     for name, text in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {text}")
     config.stash[_RUN] = run = Run(config)
@@ -56,6 +60,42 @@ def pytest_configure(config: pytest.Config) -> None:
     pick_device(config, run.settings)
     config.pluginmanager.register(run, "qbench-run")
     config.pluginmanager.register(config.stash[_FULL], "qbench-full-tier")
+    _subjects_alone(config, run.settings)
+
+
+def _share_cores() -> None:
+    """Give each of xdist's workers its share of the cores: torch would start one thread a core in each.
+
+    Read by torch when it is imported, which is later.
+    """
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        share = (os.cpu_count() or 1) // int(workers)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
+
+def _subjects_alone(config: pytest.Config, settings: Settings) -> None:
+    """Where ``--qbench-subject`` is all that was asked for, collect its cells and nothing else."""
+    if not hasattr(config, "workerinput"):
+        # An option, because xdist hands the options on to its workers.
+        named = config.args_source is pytest.Config.ArgsSource.ARGS
+        config.option.qbench_subjects_alone = bool(settings.subjects) and not named
+    if getattr(config.option, "qbench_subjects_alone", False):
+        config.args[:] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Add the cells of ``--qbench-subject`` to what the session collects.
+
+    Not by their file's path among the arguments: pytest would read every ``conftest.py`` above it.
+    """
+    report = yield
+    if isinstance(collector, pytest.Session) and collector.config.stash[_RUN].settings.subjects:
+        cells = Path(subject_cells.__file__)
+        report.result = [*report.result, pytest.Module.from_parent(collector, path=cells)]
+    return report
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -82,6 +122,10 @@ def _asks_for_full(config: pytest.Config) -> bool:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that uses a model once for each model of ``--qbench-model``."""
     settings = metafunc.config.stash[_RUN].settings
+    if "qbench_subject_cell" in metafunc.fixturenames:
+        cells = list(product(settings.subjects, settings.schemes, settings.tasks))
+        ids = [f"{subject.partition(':')[2]}-{scheme}-{task}" for subject, scheme, task in cells]
+        metafunc.parametrize("qbench_subject_cell", cells, ids=ids)
     for fixture, models in (
         ("qbench_model", settings.models),
         ("qbench_full_model", settings.full_models),
@@ -183,19 +227,34 @@ quarot = _quantizer("quarot")
 duquant = _quantizer("duquant")
 
 
+@pytest.fixture(scope="session")
+def qbench_subject(qbench_run: Run, qbench_model: str) -> SubjectQuantizer:
+    """``qbench_subject(quantizer, scheme)`` runs a quantizer of your own on the model under test.
+
+    ``quantizer(lm, scheme, calibration)`` gets a full-precision copy and returns the quantized model; it is
+    given itself or as ``"package.module:function"``. ``method="name"`` says what to call it in cells.
+    """
+
+    def subject(quantizer: Any, scheme: Any, method: str | None = None) -> DiffusionLM:
+        return qbench_run.runner(qbench_model).subject(quantizer, scheme, method)
+
+    return subject
+
+
 @pytest.fixture
 def qbench_cell(request: pytest.FixtureRequest, qbench_run: Run, qbench_model: str) -> Cell:
     """``qbench_cell(quantized, task)`` audits, measures and judges one cell; returns its verdict.
 
-    The test fails with the verdict's message where the cell does; ``quantized`` comes from
-    ``quantize`` or is a model of your own whose ``recipe`` names its method and scheme.
+    The test fails with the verdict's message where the cell does; ``quantized`` comes from a method's
+    fixture, from ``qbench_subject``, or is a model of your own whose ``recipe`` names its method and
+    scheme. ``like="gptq/W4A16"`` names the shipped cell whose band holds until one has a baseline.
     """
 
     def publish(outcome: Outcome) -> None:
         request.node.user_properties.append((PROPERTY, outcome.to_json()))
         qbench_run.collect(request.node.nodeid, outcome)
 
-    def cell(quantized: DiffusionLM, task: str) -> Verdict:
+    def cell(quantized: DiffusionLM, task: str, like: str | None = None) -> Verdict:
         from dllm_qbench.outcomes import Outcome
 
         recipe = quantized.recipe
@@ -208,7 +267,8 @@ def qbench_cell(request: pytest.FixtureRequest, qbench_run: Run, qbench_model: s
             runner = qbench_run.runner(qbench_model)
             watch = qbench_run.watch(runner, quantized, name)
             record = runner.measure(quantized, task, progress, watch)
-            judged = qbench_run.judge(record, watch, partial(runner.symptom, quantized, task))
+            look = partial(runner.symptom, quantized, task)
+            judged = qbench_run.judge(record, watch, look, like)
         except Exception as error:
             publish(Outcome.of_error(name, quantized.name, error, record))
             raise

@@ -91,6 +91,8 @@ class Run:
         from dllm_qbench.verdict.matrix import cell_alpha
         from dllm_qbench.verdict.sequential import DELTA, Sequential, Watch
 
+        if self._borrows(quantized.name, cell) is not None:
+            return None
         stored = read_baselines(self.baseline_file(quantized.name)).cell(cell)
         alike = are_alike(recipe_hash(quantized.recipe), runner.provenance, stored)
         margin = (stored.platform if alike else stored.draws).net_loss
@@ -104,18 +106,28 @@ class Run:
         record: Record,
         watch: Watch | None = None,
         look: Callable[[str], str] | None = None,
+        like: str | None = None,
     ) -> Judged:
         """Judge a measured cell; with ``--qbench-update``, against the baseline that it becomes.
 
         ``look`` says of a module what kind of error it shows; it is asked about a cell that fails.
+        ``like`` names a shipped cell whose band holds where there is no baseline yet, and is the first
+        band of one that is written.
         """
         from dllm_qbench.baselines import preview_cell
         from dllm_qbench.outcomes import Outcome
+        from dllm_qbench.verdict.alike import find_like, judge_like
         from dllm_qbench.verdict.judge import judge
 
         path = self.baseline_file(record.model)
-        new = preview_cell(path, record) if self.settings.update else None
-        verdict = judge(record, new or path, self.tests_in_run, watch)
+        name = self._borrows(record.model, record.cell, like)
+        other = None if name is None else find_like(name, record.task, record.model)
+        band = None if other is None else other.cell.band
+        new = preview_cell(path, record, band) if self.settings.update else None
+        if other is not None and new is None:
+            verdict = judge_like(record, other, self.tests_in_run)
+        else:
+            verdict = judge(record, new or path, self.tests_in_run, watch)
         fails = verdict.fails(self.settings.strict)
         if fails and look is not None and verdict.place is not None and verdict.place.first:
             verdict = replace(verdict, symptom=look(verdict.place.first))
@@ -128,6 +140,16 @@ class Run:
                 wrong = f"{said}: review the change, then run without --qbench-update"
         outcome = Outcome.of_verdict(record, verdict, wrong is not None, new is not None)
         return Judged(verdict, outcome, wrong)
+
+    def _borrows(self, model: str, cell: str, like: str | None = None) -> str | None:
+        """Return whose band holds for a cell: ``None`` where it has its own, or nothing is alike."""
+        from dllm_qbench.baselines import read_baselines
+
+        like = like or self.settings.like
+        if like is None:
+            return None
+        path = self.baseline_file(model)
+        return None if path.exists() and cell in read_baselines(path).cells else like
 
     def collect(self, test: str, outcome: Outcome) -> None:
         """Keep an outcome, once; write what is to be written, unless on an xdist worker."""
@@ -145,9 +167,11 @@ class Run:
         if outcome.to_write and self.settings.update:
             from dllm_qbench.baselines import write_cell
             from dllm_qbench.records import Record
+            from dllm_qbench.verdict.bands import Band
 
             path = self.baseline_file(outcome.model)
-            if write_cell(path, Record.from_dict(outcome.record)):
+            band = Band.from_dict((outcome.verdict or {})["band"])
+            if write_cell(path, Record.from_dict(outcome.record), band):
                 self.written.append(str(path))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:

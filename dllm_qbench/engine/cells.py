@@ -17,15 +17,17 @@ from dllm_qbench.evaluation.symptoms import symptom
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.models.loading import load
 from dllm_qbench.quant.audits import AUDITS, EXPENSIVE, audit
-from dllm_qbench.quant.audits.subject import Rerun
+from dllm_qbench.quant.audits.subject import Quantizer, Rerun
 from dllm_qbench.quant.calibration import Calibration, calibration
 from dllm_qbench.quant.quantize import METHODS, quantize
 from dllm_qbench.quant.scheme import Scheme
 from dllm_qbench.records import Record
+from dllm_qbench.subjects.quantizers import Quantize, Subject
 from dllm_qbench.tasks import find
 
 ITEMS_SEED: Final = 0
 CALIBRATION_SEED: Final = 0
+_NOT_FOR_SUBJECTS: Final = ("equivalence", "input_untouched")
 _SHOWN: Final = 3  # audit findings in an error
 
 
@@ -48,6 +50,8 @@ class CellRunner:
         self.device = device
         self.execution = execution
         self._quantized: dict[tuple[Any, ...], DiffusionLM] = {}
+        self._subjects: dict[tuple[Any, ...], DiffusionLM] = {}
+        self._again: WeakKeyDictionary[DiffusionLM, Quantizer] = WeakKeyDictionary()
         self._at_16_bits: dict[str, Rerun] = {}
         self._audited: WeakKeyDictionary[DiffusionLM, AuditReport] = WeakKeyDictionary()
 
@@ -82,17 +86,35 @@ class CellRunner:
             )
         return self._quantized[key]
 
+    def subject(
+        self, quantizer: Quantize | str, scheme: str | Scheme, method: str | None = None
+    ) -> DiffusionLM:
+        """The model quantized by a user's function, or the function of that name; each scheme once.
+
+        Errors are those of :class:`dllm_qbench.subjects.Subject`.
+        """
+        subject = Subject.of(quantizer, method)
+        parsed = Scheme.parse(scheme)
+        key = (subject.quantize, subject.method, str(parsed))
+        if key not in self._subjects:
+            made = subject.apply(self.lm, parsed, self.calibration)
+            self._again[made] = lambda lm, scheme: subject.apply(lm, scheme, self.calibration)
+            self._subjects[key] = made
+        return self._subjects[key]
+
     def audited(self, quantized: DiffusionLM) -> AuditReport:
         """Audit a quantized model, once: all nine audits where its method can be run again.
 
-        A method of the user's own cannot be run again by its recipe; the audits that need that are
-        left out, and the report does not name them.
+        What cannot be run again (a model that came ready-made) goes without the audits that need that,
+        and the report does not name them. A subject's function is run again, but not at 16 bits, which
+        few know; and it may change the copy that it is given.
         """
         if quantized not in self._audited:
             method = str((quantized.recipe or {}).get("method"))
-            self._audited[quantized] = self._audit(
-                quantized, () if method in METHODS else EXPENSIVE
-            )
+            skip: Collection[str] = () if method in METHODS else EXPENSIVE
+            if quantized in self._again:
+                skip = _NOT_FOR_SUBJECTS
+            self._audited[quantized] = self._audit(quantized, skip)
         return self._audited[quantized]
 
     def _audit(self, quantized: DiffusionLM, skip: Collection[str]) -> AuditReport:
@@ -101,6 +123,7 @@ class CellRunner:
             self.lm,
             self._calibration_of(quantized),
             skip=skip,
+            quantizer=self._again.get(quantized),
             shared=self._at_16_bits,
         )
         ran = tuple(name for name in AUDITS if name not in skip)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dllm_qbench.errors import CheckpointError, QBenchError
-from dllm_qbench.quant.grid import Grid
+from dllm_qbench.quant.grid import Grid, code_range
 from dllm_qbench.quant.rotation import hadamard_transform, inverse_hadamard_transform
 from dllm_qbench.quant.scheme import UNTOUCHED, Scheme
 from dllm_qbench.quant.shared_inputs import LastMade
@@ -150,6 +150,8 @@ class QuantLinear(nn.Module):
         bias: ``[O]`` or ``None``; never quantized.
         scale, zero: the weight grid, ``[O, G]``; ``None`` where weights are 16 bits.
         scheme, method, symmetric: how the layer was made.
+        full_range: whether its symmetric grid has the code -2^(bits - 1) too, as most other libraries'
+            grids do; ours end at -(2^(bits - 1) - 1).
         transform: applied to every input before rounding, or ``None``; ``weight`` reads its result.
         act_clip: share of a token's largest magnitude at which activations are clipped; 1: nowhere.
         input_scale, input_rotation: this layer reads the full-precision input divided by the one
@@ -164,6 +166,7 @@ class QuantLinear(nn.Module):
     zero: Tensor | None
     input_scale: Tensor | None
     output_scale: Tensor | None
+    full_range: bool = False
 
     def __init__(
         self,
@@ -240,6 +243,12 @@ class QuantLinear(nn.Module):
         """Data type of the weight's values."""
         return self.weight.dtype
 
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The lowest and the highest code that its weight grid has."""
+        low, high = code_range(self.scheme.weight_bits, bool(self.symmetric))
+        return (low - 1, high) if self.symmetric and self.full_range else (low, high)
+
     def stored(self) -> StoredGrid:
         """Return the weight as codes and scales that give it back bit by bit.
 
@@ -251,6 +260,11 @@ class QuantLinear(nn.Module):
             raise CheckpointError("it has no weight grid")
         if not scheme.quantizes_weights:
             raise CheckpointError(f"it has a weight grid, and its scheme {scheme} has none")
+        if self.symmetric and self.full_range:
+            raise CheckpointError(
+                f"its symmetric grid reaches {self.code_range[0]}, one code beyond what packed weights"
+                " and this format hold"
+            )
         group = min(scheme.group or self.in_features, self.in_features)
         weight, bits = self.weight.detach(), scheme.weight_bits
         return store_grid(weight, self.scale, self.zero, bits, self.symmetric, group)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dllm_qbench.kernels.packing import packed_width
+from dllm_qbench.quant.adopted import AdoptedLinear
 from dllm_qbench.quant.audits.subject import WHOLE, Finding, Subject
 from dllm_qbench.quant.grid import code_range
 from dllm_qbench.quant.layers import QuantLinear
@@ -56,6 +57,8 @@ def coverage(subject: Subject) -> list[Finding]:
             )
         )
     for name, layer in subject.layers():
+        if isinstance(layer, AdoptedLinear) and (wrong := layer.wrong_inputs()):
+            findings.append(Finding("coverage", name, wrong))
         if layer.scheme != subject.scheme:
             findings.append(
                 Finding(
@@ -183,6 +186,9 @@ def _off_grid(subject: Subject, layer: QuantLinear) -> Iterator[str]:
         if layer.scale is not None:
             yield f"has a weight grid; expected none under {scheme}: weights of 16 bits are not rounded"
         return
+    if isinstance(layer, AdoptedLinear) and layer.kind == "levels":
+        yield from _too_many_levels(layer)
+        return
     if layer.scale is None or layer.zero is None:
         yield f"has no weight grid; expected {scheme.weight_bits} bits: its weights are not rounded"
         return
@@ -200,6 +206,8 @@ def _off_grid(subject: Subject, layer: QuantLinear) -> Iterator[str]:
         kinds = {True: "symmetric", False: "asymmetric", None: "without a symmetry"}
         yield f"its grid is {kinds[layer.symmetric]}; expected {kinds[declared]}, as declared"
     low, high = code_range(scheme.weight_bits, declared)
+    if declared and layer.full_range:
+        low -= 1
     scale, zero = layer.scale.double(), layer.zero.double()
     for what, bad in (
         ("a scale that is not a positive number", ~(torch.isfinite(scale) & (scale > 0))),
@@ -211,7 +219,7 @@ def _off_grid(subject: Subject, layer: QuantLinear) -> Iterator[str]:
             return
     codes, error = _codes(layer, g)
     # A weight is a level rounded to the layer's data type; so is the scale that we read it with.
-    eps = torch.finfo(layer.weight.dtype).eps + torch.finfo(layer.scale.dtype).eps
+    eps = torch.finfo(layer.dtype).eps + torch.finfo(layer.scale.dtype).eps
     off = ~(error <= 2 * eps * (codes - _spread(zero, g, I)).abs())
     off |= (codes < low) | (codes > high)
     most = 2**scheme.weight_bits
@@ -226,6 +234,18 @@ def _off_grid(subject: Subject, layer: QuantLinear) -> Iterator[str]:
                 " check where groups begin, and that nothing changes weights after rounding"
             )
             return
+
+
+def _too_many_levels(layer: QuantLinear) -> Iterator[str]:
+    """Yield what is wrong where a grid is said to be of any levels: their number."""
+    bits, g = layer.scheme.weight_bits, layer.scheme.group or layer.in_features
+    bad_OG = _levels(layer.weight, min(g, layer.in_features)) > 2**bits
+    if bool(bad_OG.any()):
+        yield (
+            f"has more than {2**bits} distinct weights in {_groups(bad_OG)},"
+            f" {float(bad_OG.double().mean()):.1%} of all groups; expected at most {2**bits} in every"
+            f" group of {g}: check the bits and where groups begin"
+        )
 
 
 def _codes(layer: QuantLinear, g: int) -> tuple[Tensor, Tensor]:
@@ -268,6 +288,8 @@ def _groups(bad_OG: Tensor) -> str:
 
 def _stored_bits(layer: QuantLinear) -> float:
     """Return bits a weight, from the codes in use and the number of scales and zero points."""
+    if isinstance(layer, AdoptedLinear) and layer.kind == "levels":
+        return _scheme_bits(layer.scheme, layer)  # nothing is known of how it is stored
     if layer.scale is None or layer.zero is None:
         return 16.0
     I, groups = layer.in_features, max(1, layer.scale.shape[-1])  # noqa: E741 (the legend's name)
@@ -275,7 +297,10 @@ def _stored_bits(layer: QuantLinear) -> float:
     # Where the scales are not as many as the scheme says, the even group size that they stand for.
     codes, _ = _codes(layer, g if math.ceil(I / g) == groups else math.ceil(I / groups))
     largest = int(torch.nan_to_num(codes).abs().max().clamp(max=2.0**24)) if codes.numel() else 0
-    if layer.symmetric:
+    if layer.symmetric and layer.full_range:
+        lowest = int(torch.nan_to_num(codes).min().clamp(min=-(2.0**24)))
+        code_bits = max(int(torch.nan_to_num(codes).max()), -lowest - 1).bit_length() + 1
+    elif layer.symmetric:
         code_bits = largest.bit_length() + 1
     else:
         code_bits = max(largest, int(torch.nan_to_num(layer.zero).max())).bit_length()
