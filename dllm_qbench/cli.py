@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from dllm_qbench.cli_summary import summary
 from dllm_qbench.errors import QBenchError
 
 app = typer.Typer(
@@ -76,6 +77,9 @@ def compare(
     from dllm_qbench import compare as comparison
 
     typer.echo(comparison.report(first, second, form))
+
+
+app.command(epilog="Example: qbench summary records.jsonl --base base.jsonl")(summary)
 
 
 def main() -> None:

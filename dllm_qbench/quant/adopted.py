@@ -61,9 +61,9 @@ class AdoptedLinear(QuantLinear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdoptedLinear:
         """Move or convert the quantizer's layer with this one."""
-        move: Any = self.module._apply
-        move(fn)
-        super()._apply(fn, recurse)
+        for move in (self.module._apply, super()._apply):
+            call: Any = move
+            call(fn)
         return self
 
     def requantize(self, weight: Tensor, grid: Grid | None, scheme: Scheme) -> None:

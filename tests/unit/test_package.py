@@ -239,5 +239,7 @@ def test_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     }
     paper = "dllm_qbench/baselines_of_the_paper/"  # in a checkout: baselines/paper
     expected |= {paper + path.name for path in (ROOT / "baselines" / "paper").glob("*.json")}
+    shipped = "dllm_qbench/shipped_baselines/"  # likewise: baselines
+    expected |= {f"{shipped}{model}.json" for model in ("llada-embedded", "dream-embedded")}
     assert held == expected
     assert {Path(name).suffix for name in held} >= {".json", ".py", ".safetensors", ".yaml"}
