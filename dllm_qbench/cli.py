@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from dllm_qbench.cli_check import check, export
 from dllm_qbench.cli_summary import summary
 from dllm_qbench.errors import QBenchError
 
@@ -79,7 +80,30 @@ def compare(
     typer.echo(comparison.report(first, second, form))
 
 
+app.command(
+    epilog="Example: qbench check ./quantized --reference llada-embedded --like gptq/W4A16"
+)(check)
+app.command(epilog="Example: qbench export llada-embedded out --method gptq --scheme W4A16-g64")(
+    export
+)
 app.command(epilog="Example: qbench summary records.jsonl --base base.jsonl")(summary)
+
+
+@app.command(epilog="Example: qbench init --subject my_package.quantizer:quantize")
+def init(
+    subject: Annotated[str, typer.Option(help="The quantizer, package.module:function.")],
+    schemes: Annotated[str, typer.Option(help="What it is asked for, by commas.")] = "W4A16-g64",
+    like: Annotated[
+        str | None, typer.Option(help="Shipped cell whose band holds at first.")
+    ] = "gptq/W4A16",
+    folder: Annotated[Path, typer.Option(help="Where tests are.")] = Path("tests"),
+) -> None:
+    """Write the test module that puts a quantizer of your own under the suite's checks."""
+    from dllm_qbench.scaffold import scaffold
+
+    asked = tuple(scheme.strip() for scheme in schemes.split(",") if scheme.strip())
+    made = scaffold(folder, subject, asked, like or None)
+    typer.echo("\n".join((f"{made.path} written. Next:", *made.next_steps)))
 
 
 def main() -> None:

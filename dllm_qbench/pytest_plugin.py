@@ -75,11 +75,7 @@ def _share_cores() -> None:
 
 def _subjects_alone(config: pytest.Config, settings: Settings) -> None:
     """Where ``--qbench-subject`` is all that was asked for, collect its cells and nothing else."""
-    if not hasattr(config, "workerinput"):
-        # An option, because xdist hands the options on to its workers.
-        named = config.args_source is pytest.Config.ArgsSource.ARGS
-        config.option.qbench_subjects_alone = bool(settings.subjects) and not named
-    if getattr(config.option, "qbench_subjects_alone", False):
+    if settings.subjects and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args[:] = []
 
 

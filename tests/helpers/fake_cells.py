@@ -40,6 +40,10 @@ class CellRunner:
     def quantized(self, method: str, scheme: str, **_: Any) -> SimpleNamespace:
         return SimpleNamespace(name=self.lm.name, recipe={"method": method, "scheme": scheme})
 
+    def subject(self, quantizer: Any, scheme: str, method: str | None = None) -> SimpleNamespace:
+        name = quantizer if isinstance(quantizer, str) else f":{quantizer.__name__}"
+        return self.quantized(method or name.partition(":")[2], scheme)
+
     def symptom(self, quantized: Any, task: str, module: str) -> str:
         return f"noise: of {module} in {task}"
 

@@ -10,6 +10,7 @@ import pytest
 
 # Heavy libraries before a run inside the run: they load once.
 import dllm_qbench.engine.cells
+import dllm_qbench.verdict.alike
 import dllm_qbench.verdict.message  # noqa: F401
 from dllm_qbench.baselines import write_cell
 from tests.helpers.fake_cells import measured
