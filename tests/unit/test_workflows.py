@@ -149,8 +149,8 @@ def test_examples_give_the_action_inputs_that_it_has(path: Path) -> None:
     assert all(isinstance(value, str) for value in used["with"].values())
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=named)
-def test_options_in_examples_exist(path: Path, pytestconfig: pytest.Config) -> None:
+@pytest.mark.parametrize("path", [ACTION, *EXAMPLES], ids=named)
+def test_options_that_are_given_exist(path: Path, pytestconfig: pytest.Config) -> None:
     options = re.findall(r"--(qbench-[\w-]+)", path.read_text(encoding="utf-8"))
     unknown = [one for one in options if not hasattr(pytestconfig.option, one.replace("-", "_"))]
     assert unknown == []
@@ -302,7 +302,8 @@ def test_install_without_an_index_and_with_pins_of_one_s_own(tmp_path: Path, tol
     "value", ["$(touch pwned)", "`touch pwned`", "; touch pwned", '" && touch "pwned']
 )
 def test_no_input_is_run_as_a_program(value: str, tmp_path: Path, told: Path) -> None:
-    names = "subject models items baselines pytest-args requirements torch-index-url".split()
+    names = "subject schemes tasks like models items baselines".split()
+    names += "pytest-args requirements torch-index-url".split()
     runner = gate(tmp_path, **{name.replace("-", "_"): value for name in names})
     runner.path = [told]
     for step in ("Install", "Measure and judge"):
@@ -312,6 +313,9 @@ def test_no_input_is_run_as_a_program(value: str, tmp_path: Path, told: Path) ->
     for wanted in (
         value,
         f"--qbench-subject={value}",
+        f"--qbench-schemes={value}",
+        f"--qbench-tasks={value}",
+        f"--qbench-like={value}",
         f"--qbench-model={value}",
         f"--qbench-items={value}",
         f"--qbench-baselines={value}",
