@@ -6,7 +6,7 @@ Notable:
 - everything is read from the checkpoint, norms and embeddings too: methods move scales into them;
 - what the files leave at 16 bits stays a plain linear, for the coverage audit to name it;
 - the model must be the reference's: sizes, positions and epsilon by the config, embeddings by value;
-- what a method moved into norms and neighbours is found again (``folded.py``), so that each layer's own
+- what a method moved into norms and neighbours is found again (``quant/folded.py``), so that each layer's own
   error can be compared.
 """
 
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from dllm_qbench.checkpoints import awq, compressed_tensors, gptq
 from dllm_qbench.checkpoints.codes import Published
 from dllm_qbench.checkpoints.files import TensorFiles
-from dllm_qbench.checkpoints.folded import follow_folding
 from dllm_qbench.checkpoints.stated import FIELD, Stated
 from dllm_qbench.errors import CheckpointError
 from dllm_qbench.models.hub import read_json
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.models.loading import architecture_of
 from dllm_qbench.quant.checkpoint import FORMAT, RECIPE, load_quantized
+from dllm_qbench.quant.folded import follow_folding
 from dllm_qbench.quant.layers import put, target_names
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -8,7 +8,7 @@ Notable:
   they need, and named wrong where it is not the scheme's;
 - a layer is asked whether it rounds its inputs;
 - a linear that is as it was in full precision is left alone, for the coverage audit to name it;
-- a method that moves scales into the norms (SmoothQuant) is followed through their gains, so that
+- what a method moved between layers before it rounded them (SmoothQuant, AWQ) is found again, so that
   layers' own errors stay comparable. Rotations of the residual stream are not: use ``QuantLinear``.
 
 Shapes: N tokens, I inputs, O outputs.
@@ -27,8 +27,9 @@ from dllm_qbench.errors import NonFiniteError, QBenchError
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.quant.adopted import KINDS, AdoptedLinear, GridKind
 from dllm_qbench.quant.calibration import Calibration
+from dllm_qbench.quant.folded import follow_folding
 from dllm_qbench.quant.grid import Grid
-from dllm_qbench.quant.layers import QuantLinear, blocks, put, quantize_tokens, target_names
+from dllm_qbench.quant.layers import QuantLinear, put, quantize_tokens, target_names
 from dllm_qbench.quant.scheme import Scheme
 from dllm_qbench.seeding import derive
 from dllm_qbench.subjects.levels import find_levels
@@ -39,10 +40,6 @@ _UNIT_ROWS = 1024  # unit vectors fed at a time
 _NEAR = {torch.float32: 1e-4, torch.float64: 1e-4}
 _NEAR_HALF = 2e-2
 _LONG = {torch.float32: 2.0**16, torch.float64: 2.0**32, torch.bfloat16: 2.0**16}
-_NORMS = {
-    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-}
 
 
 def adopt(
@@ -100,7 +97,10 @@ def adopt(
         layers[name] = _adopted(layer, linear, name, method, parsed, grid)
     for name, layer in layers.items():
         put(model, name, layer)
-    _follow_norms(model, reference.model, layers)
+    if len(layers) == len(
+        _quantized(model, names)
+    ):  # this package's own layers know what was moved
+        follow_folding(model, reference.model)
     if not callable(getattr(model, "forward", None)) or target_names(model) != names:
         raise QBenchError(f"{method}: the model's linears are not those of {reference.name}")
     held = [layer for layer in _quantized(model, names) if layer.symmetric is not None]
@@ -260,20 +260,3 @@ def _rounds_inputs(layer: AdoptedLinear, scheme: Scheme, where: str) -> bool:
             " weight's product with the input; expected a linear layer that at most rounds its input"
         )
     return True
-
-
-def _follow_norms(
-    model: nn.Module, reference: nn.Module, layers: Mapping[str, QuantLinear]
-) -> None:
-    """Note for layers behind a norm whose gain was divided by what their inputs are divided."""
-    for index in range(len(blocks(reference))):
-        for norm, readers in _NORMS.items():
-            place = f"model.layers.{index}"
-            before: Any = reference.get_submodule(f"{place}.{norm}")
-            after: Any = model.get_submodule(f"{place}.{norm}")
-            gain, own = before.weight.detach().float(), after.weight.detach().float()
-            if gain.shape != own.shape or bool((gain == own).all()) or bool((own == 0).any()):
-                continue
-            for reader in readers:
-                if f"{place}.{reader}" in layers:
-                    layers[f"{place}.{reader}"].input_scale = gain / own
