@@ -1,4 +1,4 @@
-"""tox: the matrix that it shows, and the pins that its environments are installed with."""
+"""tox across releases of torch: its matrix, the pins that it installs with, and records side by side."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from tools import tox_install
+from dllm_qbench.outcomes import Outcome
+from tests.helpers.records import LOCAL, PROVENANCE, make_record
+from tools import torch_versions, tox_install
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -177,3 +181,65 @@ def test_installer_says_what_is_wrong_and_installs_nothing(tmp_path: Path) -> No
     run = run_install(tmp_path, TOX_TORCH="2.x")
     assert (run.returncode, run.stdout) == (2, "")
     assert "TOX_TORCH is '2.x'" in run.stderr
+
+
+# --- releases side by side
+
+
+def measured(torch: str, **fields: Any) -> Outcome:
+    """A shipped cell on a release of torch."""
+    origin = {**PROVENANCE, "versions": {"torch": torch, "python": "3", "transformers": "5"}}
+    record = make_record(
+        cell="rtn/W8A8/math",
+        model="llada-embedded",
+        provenance=origin,
+        **{"counts": (90, 2, 1, 7)} | fields,
+    )
+    return replace(Outcome.of_measurement(record, "told"), status="equivalent", fails=False)
+
+
+def table(outcomes: list[Outcome]) -> dict[str, list[str]]:
+    """By release, the numbers of its row."""
+    text = torch_versions.report(outcomes, "2.13").partition("## Cells")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    return {row[0]: row[1:] for row in rows if row and row[0][:1].isdigit()}
+
+
+def test_releases_that_agree_are_told_to() -> None:
+    text = torch_versions.report([measured("2.13.0+cpu"), measured("2.8.0+cu128")], "2.13")
+    assert "**No verdict of 1 changed.**" in text
+    assert "No cell differs in a verdict or in an answer" in text
+    assert "| 2.8.0+cu128 | 1 | 100 | 0 | 0 of 100 | 0, 0 | 0 | 0 | 0 | 0 | 0 |" in text
+
+
+def test_what_differs_on_a_release_is_counted_and_named() -> None:
+    """Five answers lost and one gained, a module 3 dB down on its own: seen in the row and below it."""
+    down = {**LOCAL, "layers.0.down_proj": LOCAL["layers.0.down_proj"] - 3}
+    right = [*[True] * 90, False, False, True, *[False] * 7]
+    moved = [*[False] * 5, *[True] * 85, False, True, True, *[False] * 7]
+    full = [*[True] * 92, *[False] * 8]
+    other = measured("2.10.0", reference=full, quantized=moved, local_sqnr=down)
+    base = measured("2.13.0+cpu", reference=full, quantized=right)
+    found = table(
+        [
+            base,
+            replace(other, status="degraded"),
+            measured("2.9.1", reference=full, quantized=right),
+        ]
+    )
+    assert [*found] == ["2.9.1", "2.10.0"]
+    assert found["2.9.1"] == ["1", "100", "0", "0 of 100", "0, 0", "0", "0", "0", "0", "0"]
+    assert found["2.10.0"] == ["1", "100", "1", "6 of 100", "5, 1", "0", "3", "0", "0", "1"]
+    text = torch_versions.report([base, replace(other, status="degraded")], "2.13")
+    assert "**1 verdicts of 1 changed.**" in text
+    assert (
+        "| 2.10.0 | llada-embedded | rtn/W8A8/math | equivalent, now degraded | 6 | 5, 1 | 3 | 0 |"
+        " local_sqnr, flips |"
+    ) in text
+
+
+def test_a_base_that_was_not_measured_is_refused() -> None:
+    with pytest.raises(SystemExit, match=r"--base 2\.13: one of 2\.8\.0 is expected"):
+        torch_versions.report([measured("2.8.0")], "2.13")
+    with pytest.raises(SystemExit, match="no cell was measured on the base and on another release"):
+        torch_versions.report([measured("2.13.0")], "2.13")
