@@ -185,7 +185,6 @@ def _config(lm: DiffusionLM, scheme: Scheme, symmetric: bool) -> dict[str, Any]:
             "group_size": None,
             "dynamic": True,
         }
-    head = ARCHITECTURES[lm.config.model_type].head.rpartition(".")[0]
     recipe = dict(lm.recipe or {})
     return {
         "quant_method": "compressed-tensors",
@@ -200,7 +199,7 @@ def _config(lm: DiffusionLM, scheme: Scheme, symmetric: bool) -> dict[str, Any]:
                 "format": kind,
             }
         },
-        "ignore": [head],
+        "ignore": _not_quantized(lm),
         "kv_cache_scheme": None,
         OWN_FIELD: {
             "version": __version__,
@@ -209,3 +208,13 @@ def _config(lm: DiffusionLM, scheme: Scheme, symmetric: bool) -> dict[str, Any]:
             "activations": OWN_ACTIVATIONS,
         },
     }
+
+
+def _not_quantized(lm: DiffusionLM) -> list[str]:
+    """Return every other module by its official name, norms too: converters that see names only would
+    take them for linears.
+    """
+    quantized = {n for n, m in lm.model.named_modules() if isinstance(m, QuantLinear)}
+    names = ARCHITECTURES[lm.config.model_type].names(lm.config)
+    modules = {theirs.rpartition(".")[0]: ours.rpartition(".")[0] for theirs, ours in names.items()}
+    return [theirs for theirs, ours in modules.items() if ours not in quantized]

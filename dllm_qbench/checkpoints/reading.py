@@ -204,8 +204,7 @@ def _put_layers(
     }
     found, turned = {}, False
     for name, published in kind.layers(stated, files, shapes):
-        has_bias = model.get_submodule(name).bias is not None
-        bias = files.get(name, "bias", shapes[name][:1], _FLOATS) if has_bias else None
+        bias = _bias(model, files, name, shapes[name][0])
         try:
             layer = published.layer(bias, method, reference.dtype)
         except ValueError as error:
@@ -220,6 +219,21 @@ def _put_layers(
             f" {', '.join(sorted(files.modules.get(target_names(model)[0], {}))) or 'missing'}"
         )
     return found, turned
+
+
+def _bias(model: nn.Module, files: TensorFiles, name: str, outputs: int) -> Tensor | None:
+    """Return a layer's bias; some writers give every layer one, of zeros where the model has none."""
+    expected = model.get_submodule(name).bias is not None
+    if not expected and not files.has(name, "bias"):
+        return None
+    bias = files.get(name, "bias", (outputs,), _FLOATS)
+    if expected:
+        return bias
+    if bool(bias.any()):
+        raise CheckpointError(
+            f"{files.place(name, 'bias')} is not zero; the model's architecture has no bias there"
+        )
+    return None
 
 
 def _fill(model: nn.Module, files: TensorFiles, reference: DiffusionLM) -> None:

@@ -197,6 +197,25 @@ def test_zero_points_of_older_files_are_bytes(tmp_path: Path) -> None:
     same(made, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda stated: {"compression_config": stated},
+        lambda stated: {"compression_config": {"quantization_config": stated}},
+        lambda stated: {"text_config": {"quantization_config": stated}},
+    ],
+)
+def test_a_configuration_further_in_is_found(
+    nest: Callable[[dict[str, Any]], dict[str, Any]], tmp_path: Path
+) -> None:
+    made = packed(tiny_llada())
+    path = made.write(tmp_path) / "config.json"
+    config = json.loads(path.read_text())
+    stated = config.pop("quantization_config")
+    path.write_text(json.dumps(config | nest(stated)))
+    assert apart(read_checkpoint(tmp_path, made.lm), made.expected()) <= 1e-5
+
+
 def test_a_zero_point_off_by_one_moves_logits(tmp_path: Path) -> None:
     made = packed(tiny_llada(), 8, symmetric=False)
     for name, weight in made.weights.items():

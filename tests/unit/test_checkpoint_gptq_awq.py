@@ -268,6 +268,10 @@ def test_missing_misplaced_and_foreign_tensors_are_named(tmp_path: Path) -> None
     def embed(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].flip(0)
 
+    def bias(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{LAYER}.bias"] = torch.ones(64)
+
+    refused("nine", bias, f"{LAYER}.bias is not zero")
     refused("one", lambda t: t.pop(f"{LAYER}.scales"), f"{LAYER}.scales is missing")
     refused("two", lambda t: t.pop(f"{LAYER}.g_idx"), "g_idx is missing, and .*desc_act' is true")
     refused("three", retype, "scales holds torch.float64, expected torch.float16")
@@ -276,6 +280,12 @@ def test_missing_misplaced_and_foreign_tensors_are_named(tmp_path: Path) -> None
     refused("six", embed, "is not the reference's")
     refused("seven", lambda t: t.pop("model.norm.weight"), "model.norm.weight is missing")
     refused("eight", lambda t: t.update(other=torch.zeros(1)), "belongs to no part of this model")
+
+
+def test_a_bias_of_zeros_where_there_is_none_is_no_bias(tmp_path: Path) -> None:
+    written = gptq(llada())
+    written.tensors[f"{LAYER}.bias"] = torch.zeros(64)
+    same(written, tmp_path)
 
 
 def test_truncated_files_wrong_indexes_and_other_models_are_named(tmp_path: Path) -> None:
