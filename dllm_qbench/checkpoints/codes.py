@@ -24,6 +24,8 @@ from dllm_qbench.quant.grid import Grid
 from dllm_qbench.quant.layers import QuantLinear, Rotation
 from dllm_qbench.quant.scheme import Scheme
 
+_VALUES_AT_ONCE = 2**22  # in float64
+
 
 @dataclass(frozen=True, eq=False)
 class Published:
@@ -76,7 +78,11 @@ class Published:
         zero = torch.zeros_like(self.scale) if self.zero is None else self.zero
         grid = Grid(self.scale.double(), zero.double(), self.bits, self.symmetric, size)
         values_dtype = self.scale.dtype
-        weight = grid.values(codes).to(values_dtype).to(dtype)
+        weight = torch.empty(codes.shape, dtype=dtype)
+        rows = max(1, _VALUES_AT_ONCE // max(1, inputs))
+        for start in range(0, len(codes), rows):
+            some = slice(start, start + rows)
+            weight[some] = grid.rows(some).values(codes[some]).to(values_dtype)
         plain_bias = None if bias is None else bias.to(dtype)
         kind = OwnRounding if self.own_rounding else PublishedLinear
         layer = kind(weight, plain_bias, grid, self.scheme, method, values_dtype)

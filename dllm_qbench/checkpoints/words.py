@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 WORD = 32
+_CODES_AT_ONCE = 2**22  # in 64 bits, a few times over
 
 
 def words_for(codes: int, bits: int) -> int:
@@ -43,8 +44,11 @@ def unpack_words(words_NW: Tensor, bits: int, codes: int) -> Tensor:
     starts_C = torch.arange(codes, device=words_NW.device) * bits
     first_C, shift_C = starts_C // WORD, starts_C % WORD
     last_C = (starts_C + bits - 1) // WORD
-    # In 64 bits, so that two neighbouring words make one number; the mask undoes the sign of either.
-    wide_NW = words_NW.long() & (2**WORD - 1)
-    pairs_NC = wide_NW[:, first_C] | (wide_NW[:, last_C] << WORD) * (last_C > first_C)
-    codes_NC: Tensor = (pairs_NC >> shift_C) & (2**bits - 1)
-    return codes_NC.to(torch.int32)
+    out_NC = torch.empty(len(words_NW), codes, dtype=torch.int32, device=words_NW.device)
+    rows = max(1, _CODES_AT_ONCE // max(1, codes))
+    for start in range(0, len(words_NW), rows):
+        # In 64 bits, so that two neighbouring words make one number; the mask undoes the sign of either.
+        wide_NW = words_NW[start : start + rows].long() & (2**WORD - 1)
+        pairs_NC = wide_NW[:, first_C] | (wide_NW[:, last_C] << WORD) * (last_C > first_C)
+        out_NC[start : start + rows] = (pairs_NC >> shift_C) & (2**bits - 1)
+    return out_NC
