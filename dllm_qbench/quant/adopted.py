@@ -29,10 +29,13 @@ class AdoptedLinear(QuantLinear):
             a block still has seven linears.
         kind: what its weight's levels are, see :data:`GridKind`.
         rounds_inputs: whether its outputs differ from its weight's product with the input as given.
+        before_scaling: ``[O, I]``, the rounded values where the layer scales its inputs itself, so that
+            ``weight`` is these times a factor for each input; ``None`` where ``weight`` is what is rounded.
     """
 
     kind: GridKind
     rounds_inputs: bool
+    before_scaling: Tensor | None
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class AdoptedLinear(QuantLinear):
         self.__dict__["_held"] = (module,)
         self.kind = "uniform"
         self.rounds_inputs = False
+        self.before_scaling: Tensor | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -55,9 +59,18 @@ class AdoptedLinear(QuantLinear):
         return held[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[..., I]`` to ``[..., O]``, as the quantizer's layer does."""
-        out: Tensor = self.module(x)
+        """Map ``[..., I]`` to ``[..., O]``, as the quantizer's layer does.
+
+        Tokens ``[N, I]`` reach it as one sequence: compressed-tensors takes one scale for all of a
+        tensor of two dimensions, where it says one for each token.
+        """
+        out: Tensor = self.module(x[None])[0] if x.dim() == 2 else self.module(x)
         return out
+
+    @property
+    def rounded(self) -> Tensor:
+        """The values ``[O, I]`` that lie on the weight's grid."""
+        return self.weight if self.before_scaling is None else self.before_scaling
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdoptedLinear:
         """Move or convert the quantizer's layer with this one."""

@@ -244,6 +244,11 @@ class QuantLinear(nn.Module):
         return self.weight.dtype
 
     @property
+    def rounded(self) -> Tensor:
+        """The values ``[O, I]`` that lie on the weight's grid."""
+        return self.weight
+
+    @property
     def code_range(self) -> tuple[int, int]:
         """The lowest and the highest code that its weight grid has."""
         low, high = code_range(self.scheme.weight_bits, bool(self.symmetric))

@@ -39,6 +39,7 @@ _UNIT_ROWS = 1024  # unit vectors fed at a time
 # A layer reads as its weight if its outputs are so near: of float32, and of half precisions.
 _NEAR = {torch.float32: 1e-4, torch.float64: 1e-4}
 _NEAR_HALF = 2e-2
+_LENGTHS = (4.0, 16.0, 64.0, 256.0, 1024.0)  # of the probe, beyond 1
 _LONG = {torch.float32: 2.0**16, torch.float64: 2.0**32, torch.bfloat16: 2.0**16}
 
 
@@ -170,13 +171,17 @@ def _adopted(
 ) -> AdoptedLinear:
     weight, bias = read_linear(layer, linear, f"{method}: {name}")
     grid, full_range = None, False
+    # A layer that scales its inputs says what it rounded, before those scales.
+    before: Tensor | None = getattr(layer, "before_scaling", None)
+    rounded = weight if before is None else before.detach().to(weight)
     if scheme.quantizes_weights and kind == "uniform":
-        found = find_levels(weight, scheme.weight_bits, scheme.group, scheme.symmetric)
+        found = find_levels(rounded, scheme.weight_bits, scheme.group, scheme.symmetric)
         if found is not None:
             grid = Grid(found.scale, found.zero, scheme.weight_bits, found.symmetric, found.group)
             full_range = found.full_range
     made = AdoptedLinear(layer, weight, bias, grid, scheme, method)
     made.kind, made.full_range = kind, full_range
+    made.before_scaling = None if before is None else rounded
     made.rounds_inputs = _rounds_inputs(made, scheme, f"{method}: {name}")
     return made
 
@@ -245,18 +250,32 @@ def _rounds_inputs(layer: AdoptedLinear, scheme: Scheme, where: str) -> bool:
     """
     generator = torch.Generator().manual_seed(derive(0, "subjects", "probe"))
     x_NI = torch.randn(_PROBE_TOKENS, layer.in_features, generator=generator).to(layer.weight)
-    product_NO = nn.functional.linear(x_NI, layer.weight, layer.bias)
-    scale = product_NO.norm().clamp(min=torch.finfo(x_NI.dtype).tiny)
-    off = float((_run(layer.module, x_NI, where) - product_NO).norm() / scale)
+    off = _off(layer, x_NI, where)
     near = _NEAR.get(x_NI.dtype, _NEAR_HALF)
     if off <= near:
         return False
     coarsest = scheme.act_bits if scheme.quantizes_activations else 8
     rounded_NO = nn.functional.linear(quantize_tokens(x_NI, coarsest), layer.weight, layer.bias)
-    most = max(0.5, 4 * float((rounded_NO - product_NO).norm() / scale))
+    product_NO = nn.functional.linear(x_NI, layer.weight, layer.bias)
+    most = max(0.5, 4 * float((rounded_NO - product_NO).norm() / _size(product_NO)))
+    # A static grid, of one scale for all inputs, is too coarse for short ones and clips long ones.
+    lengths = iter(_LENGTHS)
+    while off > most and (length := next(lengths, None)) is not None:
+        off = min(off, _off(layer, length * x_NI, where))
     if not off <= most:
         raise QBenchError(
             f"{where}: {type(layer.module).__name__} gives outputs {off:.2g} of their size from its"
             " weight's product with the input; expected a linear layer that at most rounds its input"
         )
     return True
+
+
+def _off(layer: AdoptedLinear, x_NI: Tensor, where: str) -> float:
+    """Return how far a layer's outputs are from its weight's product, relative to their size."""
+    product_NO = nn.functional.linear(x_NI, layer.weight, layer.bias)
+    return float((_run(layer.module, x_NI, where) - product_NO).norm() / _size(product_NO))
+
+
+def _size(y_NO: Tensor) -> Tensor:
+    size: Tensor = y_NO.norm().clamp(min=torch.finfo(y_NO.dtype).tiny)
+    return size

@@ -190,7 +190,10 @@ def _off_grid(subject: Subject, layer: QuantLinear) -> Iterator[str]:
         yield from _too_many_levels(layer)
         return
     if layer.scale is None or layer.zero is None:
-        yield f"has no weight grid; expected {scheme.weight_bits} bits: its weights are not rounded"
+        yield (
+            f"has no weight grid; expected {scheme.weight_bits} bits, {scheme.group or 'all'} weights a"
+            " scale: its weights are not rounded, or in other groups"
+        )
         return
     O, I = layer.weight.shape  # noqa: E741 (the legend's names)
     g = I if scheme.group is None else min(scheme.group, I)
@@ -225,7 +228,7 @@ def _off_grid(subject: Subject, layer: QuantLinear) -> Iterator[str]:
     most = 2**scheme.weight_bits
     for what, bad in (
         (f"weights off the levels {low}..{high}", _any(off, g)),
-        (f"more than {most} distinct weights", _levels(layer.weight, g) > most),
+        (f"more than {most} distinct weights", _levels(layer.rounded, g) > most),
     ):
         if bool(bad.any()):
             yield (
@@ -239,7 +242,7 @@ def _off_grid(subject: Subject, layer: QuantLinear) -> Iterator[str]:
 def _too_many_levels(layer: QuantLinear) -> Iterator[str]:
     """Yield what is wrong where a grid is said to be of any levels: their number."""
     bits, g = layer.scheme.weight_bits, layer.scheme.group or layer.in_features
-    bad_OG = _levels(layer.weight, min(g, layer.in_features)) > 2**bits
+    bad_OG = _levels(layer.rounded, min(g, layer.in_features)) > 2**bits
     if bool(bad_OG.any()):
         yield (
             f"has more than {2**bits} distinct weights in {_groups(bad_OG)},"
@@ -254,7 +257,7 @@ def _codes(layer: QuantLinear, g: int) -> tuple[Tensor, Tensor]:
     assert layer.zero is not None
     inputs = layer.weight.shape[1]
     scale, zero = _spread(layer.scale.double(), g, inputs), _spread(layer.zero.double(), g, inputs)
-    exact = layer.weight.double() / scale + zero
+    exact = layer.rounded.double() / scale + zero
     codes = exact.round()
     return codes, (exact - codes).abs()
 
