@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ INTRO = """\
 Written by `python tools/torch_versions.py`; see its help. The quick regression matrix on several releases,
 all else alike: the same commit, machine, items, calibration and seeds, one thread. Every cell is set beside
 its own on torch {base}, the release of the baselines.
+
+`tox -m torch` runs the matrix on each release from 2.8 to 2.15 with each Python, `tox -e torch210-quick` on
+one; `tox.ini` says how to get builds without CUDA. Not every release was measured here: the table has those
+that were, and on how many cells.
 
 {verdict}
 
@@ -158,8 +163,8 @@ def differing(found: dict[str, list[Moved]]) -> list[str]:
     return lines
 
 
-def report(outcomes: Sequence[Outcome], base: str) -> str:
-    """The page: ``base`` is a release, or how its version starts."""
+def report(outcomes: Sequence[Outcome], base: str, note: str = "") -> str:
+    """The page: ``base`` is a release, or how its version starts; ``note`` says what else is known."""
     releases: dict[str, dict[tuple[str, str], Outcome]] = {}
     for outcome in outcomes:
         releases.setdefault(release(outcome), {})[outcome.model, outcome.cell] = outcome
@@ -184,6 +189,7 @@ def report(outcomes: Sequence[Outcome], base: str) -> str:
     )
     lines = [INTRO.format(base=named[0], verdict=verdict, headroom=HEADROOM), *HEAD]
     lines += [row(name, cells) for name, cells in found.items()]
+    lines += ["", *textwrap.wrap(note, 110)] if note else []
     return "\n".join([*lines, "", "## Cells that differ", "", *differing(found), ""])
 
 
@@ -196,10 +202,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--base", default="2.13", help="release of the baselines")
+    parser.add_argument("--note", default="", help="what else is known of these runs, a paragraph")
     parser.add_argument("--out", type=Path, default=REPORT)
     given = parser.parse_args()
     outcomes = [outcome for path in given.records for outcome in read_outcomes(path)]
-    given.out.write_text(report(outcomes, given.base), encoding="utf-8")
+    given.out.write_text(report(outcomes, given.base, given.note), encoding="utf-8")
 
 
 if __name__ == "__main__":
