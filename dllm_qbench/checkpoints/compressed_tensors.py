@@ -8,7 +8,9 @@ naive-quantized
 =================  =================================================================================
 
 Notable:
-- words are unpacked by the library itself, which is an optional dependency;
+- words are unpacked by the library itself, which is an optional dependency; those of 3, 5, 6 and 7 bits
+  here, since the library packed them otherwise before version 0.18 (no code in two words), and each
+  version reads its own only. A row's width tells which it is, or, of a few codes, the version;
 - its codes are signed, -2^(b-1).., also on asymmetric grids; those are moved to 0.. here;
 - layers' schemes are those of the configuration's groups: by class (``Linear``), name or ``re:`` pattern;
 - activations may be left alone, or rounded token by token when they arrive; all else is refused by name.
@@ -30,7 +32,7 @@ from torch import Tensor
 from dllm_qbench.checkpoints.codes import Published
 from dllm_qbench.checkpoints.files import TensorFiles
 from dllm_qbench.checkpoints.stated import Stated
-from dllm_qbench.checkpoints.words import words_for
+from dllm_qbench.checkpoints.words import WORD, unpack_words, words_for
 from dllm_qbench.errors import CheckpointError, QBenchError
 from dllm_qbench.quant.scheme import ACT_BITS, WEIGHT_BITS
 
@@ -40,6 +42,7 @@ FORMATS = (PACKED, INT, NAIVE)
 OWN_FIELD, OWN_ACTIVATIONS = "dllm_qbench", "absmax / q"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _MIXED = "mixed-precision"
+_DENSE_SINCE = (0, 18)
 _CODES = (torch.int8,)
 
 
@@ -53,6 +56,7 @@ class Group:
         strategy: ``"tensor"``, ``"channel"`` or ``"group"``.
         group: inputs that share a scale; ``None`` unless the strategy is ``"group"``.
         format: one of ``FORMATS``.
+        loose: whether a version wrote it that let no code lie in two words.
         where: for messages.
     """
 
@@ -63,6 +67,7 @@ class Group:
     strategy: str
     group: int | None
     format: str
+    loose: bool
     where: str
 
 
@@ -76,7 +81,7 @@ def library() -> Any:
         return import_module("compressed_tensors.compressors.pack_quantized.helpers")
     except ImportError as error:
         raise QBenchError(
-            f"packed words are read and written by compressed-tensors 0.19 or newer ({error}); install it"
+            f"packed words are read and written by compressed-tensors 0.15 or newer ({error}); install it"
             " with: pip install 'dllm-qbench[checkpoints]'"
         ) from error
 
@@ -93,6 +98,8 @@ def groups(stated: Stated) -> list[Group]:
     if sparsity is not None:
         sparsity.refuse("format", "sparse weights are not supported", (None, "dense"))
     whole = stated.get("format", str, _MIXED)
+    version = re.match(r"(\d+)\.(\d+)", stated.get("version", str, ""))
+    loose = version is not None and tuple(map(int, version.groups())) < _DENSE_SINCE
     found = stated.inside("config_groups")
     if found is None or not found.raw:
         raise CheckpointError(f"{stated.at('config_groups')} is missing or empty")
@@ -101,7 +108,7 @@ def groups(stated: Stated) -> list[Group]:
         group = found.inside(name)
         if group is None:
             raise CheckpointError(f"{found.at(name)} is null; expected a JSON object")
-        made.append(_group(group, whole))
+        made.append(_group(group, whole, loose))
     return made
 
 
@@ -128,7 +135,7 @@ def layers(
         yield name, replace(_layer(group, files, name, shape), own_rounding=own_rounding)
 
 
-def _group(stated: Stated, whole: str) -> Group:
+def _group(stated: Stated, whole: str, loose: bool) -> Group:
     weights = stated.inside("weights")
     if weights is None:
         raise CheckpointError(f"{stated.at('weights')} is missing: weights must be quantized")
@@ -159,6 +166,7 @@ def _group(stated: Stated, whole: str) -> Group:
         strategy,
         size if strategy == "group" else None,
         kind,
+        loose,
         stated.where.rstrip("'"),
     )
 
@@ -208,14 +216,13 @@ def _layer(group: Group, files: TensorFiles, name: str, shape: tuple[int, int]) 
     count = 1 if group.group is None else -(-I // group.group)
     scale_OG = _scale(group, files, name, O, count)
     if group.format == PACKED:
-        words = words_for(I, group.bits)
-        packed = files.get(name, "weight_packed", (O, words), (torch.int32,))
+        packed = files.get(name, "weight_packed", kinds=(torch.int32,))
         stored = files.get(name, "weight_shape", (2,)).tolist()
         if stored != [O, I]:
             raise CheckpointError(
                 f"{files.place(name, 'weight_shape')} says {stored}; the config asks for {[O, I]}"
             )
-        codes_OI = library().unpack_from_int32(packed, group.bits, torch.Size(shape))
+        codes_OI = _unpacked(packed, group, shape, files.place(name, "weight_packed"))
     else:
         codes_OI = files.get(name, "weight", shape, _CODES)
     zero_OG = None if group.symmetric else _zero(group, files, name, O, count)
@@ -256,23 +263,41 @@ def _zero(group: Group, files: TensorFiles, name: str, outputs: int, count: int)
     """Return signed zero points ``[O, G]``; packed along outputs, or bytes in older files."""
     part = "weight_zero_point"
     zero = files.get(name, part, kinds=(torch.int8, torch.int32))
-    shape = [outputs, count]
     if zero.dtype == torch.int32:
-        shape = [words_for(outputs, group.bits), count]
+        place = files.place(name, part)
+        zero = _unpacked(zero.T.contiguous(), group, (count, outputs), place).T
     elif zero.numel() == 1 and group.strategy == "tensor":
         zero = zero.reshape(1, 1).expand(outputs, 1)
     elif zero.dim() == 1 and count == 1:
         zero = zero[:, None]
-    if list(zero.shape) != shape:
+    if list(zero.shape) != [outputs, count]:
         raise CheckpointError(
-            f"{files.place(name, part)} has shape {list(zero.shape)}, expected {shape}"
+            f"{files.place(name, part)} has shape {list(zero.shape)}, expected {[outputs, count]}"
         )
-    if zero.dtype == torch.int32:
-        size = torch.Size((outputs, count))
-        zero = library().unpack_from_int32(zero, group.bits, size, packed_dim=0)
     wide: Tensor = zero.to(torch.int32)
     _check_codes(wide, group.bits, files.place(name, part))
     return wide
+
+
+def _unpacked(words_NW: Tensor, group: Group, shape: tuple[int, int], place: str) -> Tensor:
+    """Return signed codes ``[N, C]`` of words ``[N, W]``."""
+    (N, C), bits = shape, group.bits
+    dense, a_word = words_for(C, bits), WORD // bits
+    loose = -(-C // a_word)
+    if words_NW.dim() != 2 or tuple(words_NW.shape) not in {(N, dense), (N, loose)}:
+        raise CheckpointError(
+            f"{place} has {list(words_NW.shape)} (rows, words); expected {[N, dense]} for {C} codes of"
+            f" {bits} bits a row"
+        )
+    if WORD % bits == 0:
+        unpacked: Tensor = library().unpack_from_int32(words_NW, bits, torch.Size(shape))
+        return unpacked
+    if words_NW.shape[1] == dense and not (group.loose and dense == loose):
+        codes_NC = unpack_words(words_NW, bits, C)
+    else:
+        codes_NC = unpack_words(words_NW.reshape(-1, 1), bits, a_word).reshape(N, -1)[:, :C]
+    signed_NC: Tensor = codes_NC - 2 ** (bits - 1)
+    return signed_NC
 
 
 def _check_codes(codes: Tensor, bits: int, place: str) -> None:

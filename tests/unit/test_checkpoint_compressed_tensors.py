@@ -24,9 +24,12 @@ from dllm_qbench.errors import CheckpointError, QBenchError
 from dllm_qbench.models.lm import DiffusionLM
 from dllm_qbench.quant.audits import EXPENSIVE
 from dllm_qbench.quant.layers import QuantLinear, target_names
+from tests.helpers.published_writers import words_of
 from tests.helpers.tiny import tiny_dream, tiny_llada
 
-pytest.importorskip("compressed_tensors", reason="pip install 'dllm-qbench[checkpoints]'")
+compressed_tensors = pytest.importorskip(
+    "compressed_tensors", reason="pip install 'dllm-qbench[checkpoints]'"
+)
 LAYER = "model.layers.1.mlp.gate_proj"
 TOKENS = {"num_bits": 8, "strategy": "token", "symmetric": True, "dynamic": True}
 
@@ -72,7 +75,7 @@ class Made:
             "format": kind,
             "config_groups": {"group_0": group},
             "ignore": ["lm_head"],
-            "version": "0.20.0",
+            "version": compressed_tensors.__version__,
         }
 
     def expected(self) -> DiffusionLM:
@@ -185,6 +188,27 @@ def test_inputs_assigned_to_groups_freely_are_read_by_them(tmp_path: Path) -> No
         made.tensors[f"{name}.weight_g_idx"][:] = -1  # declared, and never set
     ignored = read_checkpoint(made.write(tmp_path), made.lm)
     assert apart(ignored, made.expected()) > 0.1
+
+
+@pytest.mark.parametrize("bits", [3, 5])
+def test_codes_that_no_word_shares_with_the_next_are_read(bits: int, tmp_path: Path) -> None:
+    """compressed-tensors wrote so before version 0.18."""
+    made = packed(tiny_llada(), bits, symmetric=False)
+    for name, weight in made.weights.items():
+        outputs, inputs = weight.shape
+
+        def loose(words: Tensor, rows: int, count: int) -> Tensor:
+            signed = library().unpack_from_int32(words, bits, torch.Size((rows, count)))
+            codes = signed.to(torch.int32) + 2 ** (bits - 1)
+            pieces = [words_of(piece, bits) for piece in codes.split(32 // bits, dim=1)]
+            return torch.cat(pieces, dim=1)
+
+        part = f"{name}.weight_packed"
+        made.tensors[part] = loose(made.tensors[part], outputs, inputs)
+        part = f"{name}.weight_zero_point"
+        made.tensors[part] = loose(made.tensors[part].T, inputs // 16, outputs).T
+    made.stated["version"] = "0.15.0.1"
+    same(made, tmp_path)
 
 
 def test_zero_points_of_older_files_are_bytes(tmp_path: Path) -> None:
@@ -304,7 +328,9 @@ def test_damaged_tensors_are_named(tmp_path: Path) -> None:
             read_checkpoint(folder, made.lm)
         made.write(tmp_path)
 
-    refused("weight_packed", lambda t: t[:, :-1], "weight_packed has shape")
+    refused(
+        "weight_packed", lambda t: t[:, :-1], "weight_packed has .* expected .48, 4. for 32 codes"
+    )
     refused("weight_packed", lambda t: t.long(), "weight_packed holds torch.int64")
     refused("weight_shape", lambda t: t.flip(0), "weight_shape says")
     refused("weight_scale", lambda t: t[:-1], "weight_scale has shape")

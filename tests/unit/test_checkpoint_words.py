@@ -29,10 +29,12 @@ def test_codes_come_back_from_words_that_were_written_bit_by_bit(
 def test_words_are_those_of_compressed_tensors(bits: int) -> None:
     theirs = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
     low = -(2 ** (bits - 1))
-    codes = torch.randint(low, -low, (5, 77), generator=torch.Generator().manual_seed(bits))
+    codes = torch.randint(low, -low, (2, 1000), generator=torch.Generator().manual_seed(bits))
     words = theirs.pack_to_int32(codes.to(torch.int8), bits)
+    if 32 % bits and words.shape[1] == -(-1000 // (32 // bits)):
+        pytest.skip("before version 0.18 no code lies in two words")
     assert torch.equal(words, words_of(codes - low, bits))
-    assert torch.equal(unpack_words(words.contiguous(), bits, 77) + low, codes.to(torch.int32))
+    assert torch.equal(unpack_words(words.contiguous(), bits, 1000) + low, codes.to(torch.int32))
 
 
 @pytest.mark.parametrize(
