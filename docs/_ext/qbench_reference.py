@@ -105,7 +105,10 @@ def _command(name: str, command: CommandInfo) -> Iterator[str]:
     for parameter in inspect.signature(command.callback).parameters.values():
         kind, *more = get_args(hints[parameter.name])
         info = next(one for one in more if isinstance(one, OptionInfo | ArgumentInfo))
-        names = ", ".join(info.param_decls or [f"--{parameter.name.replace('_', '-')}"])
+        # Inside Annotated, typer has the first name of an option where its default would be.
+        given = [info.default] if isinstance(info.default, str) else []
+        given += info.param_decls or []
+        names = ", ".join(given or [f"--{parameter.name.replace('_', '-')}"])
         if isinstance(info, ArgumentInfo):
             names = parameter.name.upper() + ("..." if get_origin(kind) is list else "")
         default = "" if parameter.default in _NOTHING else f"; by default `{parameter.default}`"

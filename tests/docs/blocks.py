@@ -11,7 +11,8 @@ otherwise::
     <!-- test: needs the network -->       nothing can
     <!-- test: elsewhere: FILE -->         FILE, of the tests or of CI, runs these very commands
 
-README.md and CONTRIBUTING.md have no such comments: theirs are in ``DECLARED``, by how a block begins.
+Files that have no such comments (README.md, CONTRIBUTING.md, what a tool writes) have theirs in ``DECLARED``,
+by how a block begins.
 """
 
 from __future__ import annotations
@@ -54,14 +55,15 @@ DECLARED: Final = {
     ),
     ("README.md", "pytest tests/benchmarks"): "elsewhere: .ci/run",
     ("README.md", "qbench doctor --tier full --device cuda"): (
-        "needs a GPU and weights:\n"
-        "qbench doctor --tier full --device cuda > doctor.txt || test $? = 1\n"
-        "pytest -m full --qbench-run-programs --collect-only -q\n"
-        "qbench compare paper paper"
+        "before: qbench doctor --tier full --device cuda > doctor.txt || test $? = 1\n"
+        "before: pytest -m full --qbench-run-programs --collect-only -q\n"
+        "needs a GPU and weights: qbench compare paper paper"
     ),
-    ("README.md", "import dllm_qbench as qb"): "with: items=500 -> items=20",
+    ("README.md", "import dllm_qbench as qb"): (
+        "with: items=500 -> items=20\nwith: seed=0) -> seed=0, sequences=128)"
+    ),
     ("README.md", "def test_my_cell(gptq, qbench_cell):"): (
-        "with: --qbench-model=llada-embedded --qbench-items=20"
+        "with: gptq -> rtn\nwith: --qbench-model=llada-embedded --qbench-items=20"
     ),
     ("CONTRIBUTING.md", 'pip install -c constraints.txt -e ".[dev]"'): "elsewhere: .ci/run",
     ("CONTRIBUTING.md", "pytest -m quick -k gptq --qbench-update"): (
@@ -89,6 +91,10 @@ DECLARED: Final = {
         "'\n"
         "python tools/readme_tables.py all-cells.jsonl"
     ),
+    # Written by a tool, which others may run.
+    ("docs/other_libraries.md", "tox -e others-torchao"): (
+        "needs the network: pytest -o markers=others -m others --collect-only -q tests/test_other_libraries.py"
+    ),
 }
 _COMMENT: Final = re.compile(r"<!--\s*test:\s*(.*?)\s*-->", re.DOTALL)
 
@@ -106,7 +112,7 @@ class Block:
         line: the first of the code.
         before: commands that are run first.
         instead: what is run in place of the code.
-        changes: pairs of text to replace in the code; for a test, options of its run.
+        changes: pairs of text to replace in the code; of a test also options of its run.
         needs: what is missing here, in words.
         elsewhere: the file that runs the code.
         file: what the code is stored as, instead of being run.
@@ -141,7 +147,9 @@ class Block:
         if self.needs is not None or self.elsewhere is not None:
             return None
         code = self.code
-        for change in () if self.is_test else self.changes:
+        for change in self.changes:
+            if self.is_test and change.startswith("--"):
+                continue
             old, arrow, new = change.partition(" -> ")
             if not arrow or old not in code:
                 raise Unclear(f"{self.place}: {change!r} is no OLD -> NEW of this block")
@@ -195,7 +203,7 @@ def blocks(page: str) -> list[Block]:
 def _declared(page: str, code: str) -> list[str]:
     for (where, begin), said in DECLARED.items():
         if where == page and code.startswith(begin):
-            return re.split(r"\n(?=instead: )", said)
+            return re.split(r"\n(?=(?:before|instead|with|needs)\b)", said)
     return []
 
 
@@ -252,7 +260,7 @@ _WORDS: Final = frozenset(
         "export",
     }
 )
-_INSTALL: Final = frozenset({"pip", "python3", "."})
+_INSTALL: Final = frozenset({"pip", "tox", "python3", "."})
 
 
 def programs(script: str) -> set[str]:

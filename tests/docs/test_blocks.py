@@ -47,7 +47,8 @@ def test_code_of_the_page_runs(page: str, clone: Clone) -> None:
         elif block.is_test:
             name = f"test_{re.sub(r'[^a-z]', '_', page.lower())}_{block.line}.py"
             (clone.folder / name).write_text(code, encoding="utf-8")
-            clone.shell(f"pytest -q {name} {' '.join(block.changes)}")
+            options = [change for change in block.changes if change.startswith("--")]
+            clone.shell(f"pytest -q {name} {' '.join(options)}")
         elif is_script:
             # Blank lines in front, so that a traceback names the page's own line.
             script += "\n" * max(0, block.line - 1 - script.count("\n")) + code + "\n"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from typer.testing import CliRunner
 
 from dllm_qbench import cli, pytest_options, pytest_plugin
 from dllm_qbench.quant.audits import AUDITS
@@ -58,6 +60,21 @@ def test_options_exist(page: str) -> None:
 def test_commands_exist(page: str) -> None:
     named = set(re.findall(r"(?:^|`|\$ )qbench ([a-z]+)", text_of(page), re.M))
     assert named <= set(COMMANDS), page
+
+
+@pytest.mark.parametrize("page", pages())
+def test_options_of_commands_exist(page: str) -> None:
+    text = text_of(page).replace("\\\n", " ")
+    for name, given in re.findall(r"(?:^|`|\$ )qbench ([a-z]+)([^\n`|&;#>]*)", text, re.M):
+        options = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", given))
+        assert options <= options_of(name), f"{page}: qbench {name}{given}"
+
+
+@cache
+def options_of(command: str) -> set[str]:
+    """What ``--help`` names."""
+    told = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"}).output
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", told))
 
 
 @pytest.mark.parametrize("page", pages())
