@@ -54,6 +54,10 @@ DECLARED: Final = {
         "elsewhere: .ci/run"
     ),
     ("README.md", "pytest tests/benchmarks"): "elsewhere: .ci/run",
+    # Run for real by tests/unit/test_example_project.py.
+    ("README.md", "cd examples/own_quantizer && pytest"): (
+        "with: && pytest -> && pytest -o testpaths=tests --collect-only -q"
+    ),
     ("README.md", "qbench doctor --tier full --device cuda"): (
         "before: qbench doctor --tier full --device cuda > doctor.txt || test $? = 1\n"
         "before: pytest -m full --qbench-run-programs --collect-only -q\n"
@@ -93,7 +97,8 @@ DECLARED: Final = {
     ),
     # Written by a tool, which others may run.
     ("docs/other_libraries.md", "tox -e others-torchao"): (
-        "needs the network: pytest -o markers=others -m others --collect-only -q tests/test_other_libraries.py"
+        "needs the network: pytest -o markers=others -m others --collect-only -q"
+        " tests/test_other_libraries.py"
     ),
 }
 _COMMENT: Final = re.compile(r"<!--\s*test:\s*(.*?)\s*-->", re.DOTALL)
