@@ -35,7 +35,8 @@ class LibraryFault:
         name: of the fault.
         subject, scheme: what it is planted in.
         wrong: the setting, in words.
-        expected: the check that has to find it.
+        expected: the check that has to find it: an audit, a linear's own error that left its baseline, or
+            adoption, where a layer is no rounded linear at all.
         where: the linear at fault; ``None`` where all of them are.
         instead: what stands in the wrapping module's place for each name.
         later: changes the quantized model, given the full-precision one too.
@@ -123,7 +124,7 @@ FAULTS: tuple[LibraryFault, ...] = (
         f"{_AT}.torchao:intx_weight_only",
         "W4A16-g64",
         "PerGroup(32) where the scheme says 64",
-        "grid",
+        "audit: grid",
         None,
         {"group_for_all": lambda _scheme, _lm: 32},
     ),
@@ -132,7 +133,7 @@ FAULTS: tuple[LibraryFault, ...] = (
         f"{_AT}.torchao:int8_dynamic",
         "W8A8",
         "a filter that does not match o_proj of block 2",
-        "coverage",
+        "audit: coverage",
         "model.layers.2.self_attn.o_proj",
         {"target_names": _without("model.layers.2.self_attn.o_proj")},
     ),
@@ -141,7 +142,7 @@ FAULTS: tuple[LibraryFault, ...] = (
         f"{_AT}.quanto:qint4",
         "W4A16-g64",
         "weight_group_size left to quanto: 96 and 128",
-        "grid",
+        "audit: grid",
         None,
         {"group_of": _quantos_own},
     ),
@@ -150,7 +151,7 @@ FAULTS: tuple[LibraryFault, ...] = (
         f"{_AT}.hqq:hqq",
         "W4A16-g64",
         "nbits=3 for up_proj of block 1",
-        "own SQNR",
+        "own error",
         "model.layers.1.mlp.up_proj",
         {},
         _three_bits("model.layers.1.mlp.up_proj"),
@@ -160,7 +161,7 @@ FAULTS: tuple[LibraryFault, ...] = (
         f"{_AT}.bitsandbytes:nf4",
         "W4A16-g64",
         "quant_type='fp4' for v_proj of block 0",
-        "own SQNR",
+        "own error",
         "model.layers.0.self_attn.v_proj",
         {},
         _fp4("model.layers.0.self_attn.v_proj"),
@@ -170,7 +171,7 @@ FAULTS: tuple[LibraryFault, ...] = (
         f"{_AT}.bitsandbytes:nf4",
         "W4A16-g64",
         "its kernel for CPUs with AVX-512 BF16 left on: products in bfloat16",
-        "coverage",
+        "audit: coverage",
         None,
         {"BFLOAT16_PRODUCTS": True},
     ),
@@ -179,7 +180,7 @@ FAULTS: tuple[LibraryFault, ...] = (
         f"{_AT}.bitsandbytes:llm_int8",
         "W8A8",
         "threshold=0: outlier channels are rounded with the others",
-        "own SQNR",
+        "own error",
         None,
         {"THRESHOLD": 0.0},
     ),
@@ -188,8 +189,8 @@ FAULTS: tuple[LibraryFault, ...] = (
         f"{_AT}.modelopt:smoothquant",
         "W8A8",
         "calibrated on canvases of nothing but [MASK]",
-        "own SQNR",
-        None,
+        "adoption",
+        "model.layers.0.self_attn.q_proj",
         {"batches": _all_masked},
     ),
     LibraryFault(
@@ -197,7 +198,7 @@ FAULTS: tuple[LibraryFault, ...] = (
         f"{_AT}.modelopt:awq",
         "W4A16-g64",
         "block_sizes as the library ships them, 128",
-        "grid",
+        "audit: grid",
         None,
         {"group_for_all": lambda _scheme, _lm: 128},
     ),
@@ -206,7 +207,7 @@ FAULTS: tuple[LibraryFault, ...] = (
         f"{_AT}.llmcompressor:gptq",
         "W4A16-g64",
         "calibration batches carry a causal mask",
-        "calibration_contract",
+        "audit: calibration_contract",
         "model.layers.0.self_attn",
         {"batches": _causal},
     ),
@@ -215,7 +216,7 @@ FAULTS: tuple[LibraryFault, ...] = (
         f"{_AT}.llmcompressor:smoothquant",
         "W8A8",
         "ignore=['lm_head', 're:.*down_proj']",
-        "coverage",
+        "audit: coverage",
         "model.layers.0.mlp.down_proj",
         {"IGNORED": ["lm_head", "re:.*down_proj"]},
     ),

@@ -19,6 +19,7 @@ from typing import Any
 
 from dllm_qbench.baseline_cell import CellBaseline
 from dllm_qbench.baselines import Baselines, baseline_path, read_baselines
+from dllm_qbench.errors import QBenchError
 from dllm_qbench.interop.catalogue import missing, subjects
 from dllm_qbench.verdict.statistics import Pairs, drop_interval, relative_drop
 from tools.library_faults import FAULTS, LibraryFault
@@ -187,28 +188,25 @@ def measure(fault: LibraryFault) -> dict[str, Any]:
     from dllm_qbench.engine.cells import CellRunner
 
     runner = CellRunner(MODEL, FAULT_ITEMS)
-    broken = runner.subject(fault.quantizer(), fault.scheme)
-    record = runner.measure(broken, FAULT_TASK)
-    verdict = qb.judge(record, baseline_path(OTHERS, MODEL))
-    first = verdict.findings[0] if verdict.findings else None
     said = {
         "wrong": fault.wrong,
         "library": fault.quantizer().parameters["library"],
         "items": FAULT_ITEMS,
-        "verdict": verdict.status,
-        "findings": len(verdict.findings),
-        "check": "nothing",
-        "where": "",
-        "text": "",
     }
+    try:
+        broken = runner.subject(fault.quantizer(), fault.scheme)
+    except QBenchError as error:  # a cell ends here: nothing that could be measured came back
+        _method, where, text = str(error).split(": ", 2)
+        return said | {"verdict": "infra", "check": "adoption", "where": where, "text": text}
+    record = runner.measure(broken, FAULT_TASK)
+    verdict = qb.judge(record, baseline_path(OTHERS, MODEL))
+    first = verdict.findings[0].text if verdict.findings else ""
+    said |= {"verdict": verdict.status, "check": "nothing", "where": "", "text": first}
     if record.audit_findings:
         audit, where, text = record.audit_findings[0].split(": ", 2)
         said |= {"check": f"audit: {audit}", "where": where, "text": text}
     elif verdict.place is not None and verdict.place.first is not None:
         said |= {"check": verdict.place.by, "where": verdict.place.first}
-        said["text"] = first.text if first is not None else ""
-    elif first is not None:
-        said |= {"check": first.check, "text": first.text}
     return said
 
 
@@ -218,12 +216,15 @@ def faults() -> None:
         reason = missing(fault.subject)
         if reason is not None:
             continue
-        method = subjects()[fault.subject].method
         said = measure(fault)
-        found = _read_found()
-        found[f"{method}/{fault.scheme}: {fault.name}"] = said
+        found = _read_found() | {key_of(fault): said}
         FOUND.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
-        print(f"{method}/{fault.scheme}: {fault.name}: {said['check']}: {said['where']}")
+        print(f"{key_of(fault)}: {said['check']}: {said['where']}")
+
+
+def key_of(fault: LibraryFault) -> str:
+    """Return what a wrong setting is stored under."""
+    return f"{subjects()[fault.subject].method}/{fault.scheme}: {fault.name}"
 
 
 def _read_found() -> dict[str, Any]:

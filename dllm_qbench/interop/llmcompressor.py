@@ -90,6 +90,9 @@ def _with_weights(model: nn.Module) -> nn.Module:
         layer: Any = model.get_submodule(name)
         scheme = getattr(layer, "quantization_scheme", None)
         if scheme is None:
+            layer.__dict__.pop(
+                "forward", None
+            )  # ignored: its wrapper hands through, and hides that
             continue
         with torch.no_grad():
             weight = forward.fake_quantize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import sys
 from collections import defaultdict
 from importlib import import_module
@@ -24,9 +25,10 @@ from dllm_qbench.quant.calibration import Calibration
 from dllm_qbench.quant.layers import QuantLinear, target_names
 from dllm_qbench.quant.scheme import Scheme
 from dllm_qbench.subjects.quantizers import Subject, find_subject
+from dllm_qbench.verdict.judge import FAILING
 from tests.helpers.tiny import tiny_llada
 from tools.library_faults import FAULTS
-from tools.other_libraries import NEAREST
+from tools.other_libraries import FOUND, NEAREST, TABLE, document, key_of
 
 _FOLDER = Path(library.__file__).parent
 _NONE_HERE = "a-library-that-nobody-has"
@@ -295,3 +297,19 @@ def test_every_library_has_a_wrong_setting_and_every_cell_one_of_ours_beside_it(
 def test_the_catalogue_does_not_ask_for_a_module_that_python_has_not_heard_of() -> None:
     for module in MODULES:
         assert importlib.util.find_spec(f"{catalogue.__package__}.{module}") is not None
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_every_wrong_setting_was_caught_by_the_check_that_should(fault: Any) -> None:
+    said = json.loads(FOUND.read_text("utf-8"))[key_of(fault)]
+    assert said["verdict"] in FAILING
+    assert said["check"] == fault.expected
+    assert said["wrong"] == fault.wrong
+    if fault.where is not None:
+        assert said["where"] == fault.where
+
+
+def test_the_document_is_what_the_tool_writes_of_what_is_stored() -> None:
+    assert TABLE.read_text("utf-8") == document()
+    for name in NEAREST:
+        assert f"**{name}**" in document()
