@@ -70,7 +70,7 @@ DECLARED: Final = {
         "with: gptq -> rtn\nwith: --qbench-model=llada-embedded --qbench-items=20"
     ),
     ("CONTRIBUTING.md", 'pip install -c constraints.txt -e ".[dev]"'): "elsewhere: .ci/run",
-    ("CONTRIBUTING.md", "pytest -m quick -k gptq --qbench-update"): (
+    ("CONTRIBUTING.md", "pytest -m quick -k gptq --qbench-items=2000 --qbench-update"): (
         'instead:\npytest -m quick -k "llada and rtn-W8A8-general" --qbench-items=20'
         " --qbench-baselines=new --qbench-update || test $? = 1\n"
         "git diff --no-index baselines/ new/ > difference.txt || test $? = 1"
