@@ -9,7 +9,9 @@ import dllm_qbench as qb
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker that only this repository's tests have."""
-    config.addinivalue_line("markers", "others: other libraries' quantizers, where they are installed")
+    config.addinivalue_line(
+        "markers", "others: other libraries' quantizers, where they are installed"
+    )
 
 
 @pytest.fixture(scope="session")
