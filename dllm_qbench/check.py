@@ -13,14 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dllm_qbench.baselines import baseline_path, preview_cell, read_baselines, write_cell
+from dllm_qbench.baselines import baseline_path, read_baselines, write_cell
 from dllm_qbench.errors import BaselineError, QBenchError
 from dllm_qbench.outcomes import INFORMATIONAL, Outcome, OutcomeFile
 from dllm_qbench.tasks import TASKS
 from dllm_qbench.terminal import plain_summary
-from dllm_qbench.verdict.alike import find_like, judge_like
+from dllm_qbench.verdict.alike import find_like, judge_cell
 from dllm_qbench.verdict.evidence import most_tests
-from dllm_qbench.verdict.judge import judge
 from dllm_qbench.verdict.matrix import MatrixFinding, judge_matrix
 
 if TYPE_CHECKING:
@@ -145,8 +144,8 @@ def check(settings: Settings) -> Checked:
     kept = OutcomeFile(settings.records) if settings.records is not None else None
     outcomes = []
     written: list[Path] = []
-    for task, judge_cell in judges.items():
-        outcome = _outcome(settings, runner, quantized, task, judge_cell)
+    for task, judged in judges.items():
+        outcome = _outcome(settings, runner, quantized, task, judged)
         outcomes.append(outcome)
         if kept is not None:
             kept.append(outcome)
@@ -180,14 +179,9 @@ def _judge_of(settings: Settings, model: str, recipe: dict[str, Any], task: str)
         like = find_like(settings.like, task, model)
 
     def judged(record: Record, look: Callable[[str], str]) -> Outcome:
-        band = None if like is None else like.cell.band
-        new = preview_cell(path, record, band) if settings.update else None
-        if new is None and not own and like is None:
+        if not (settings.update or own or like is not None):
             return _unjudged(record)
-        if new is None and like is not None:
-            verdict = judge_like(record, like, tests)
-        else:
-            verdict = judge(record, new or path, tests)
+        verdict, new = judge_cell(record, path, like, settings.update, tests)
         fails = verdict.fails(settings.strict)
         if fails and verdict.place is not None and verdict.place.first:
             verdict = replace(verdict, symptom=look(verdict.place.first))

@@ -114,20 +114,14 @@ class Run:
         ``like`` names a shipped cell whose band holds where there is no baseline yet, and is the first
         band of one that is written.
         """
-        from dllm_qbench.baselines import preview_cell
         from dllm_qbench.outcomes import Outcome
-        from dllm_qbench.verdict.alike import find_like, judge_like
-        from dllm_qbench.verdict.judge import judge
+        from dllm_qbench.verdict.alike import find_like, judge_cell
 
         path = self.baseline_file(record.model)
         name = self._borrows(record.model, record.cell, like)
         other = None if name is None else find_like(name, record.task, record.model)
-        band = None if other is None else other.cell.band
-        new = preview_cell(path, record, band) if self.settings.update else None
-        if other is not None and new is None:
-            verdict = judge_like(record, other, self.tests_in_run)
-        else:
-            verdict = judge(record, new or path, self.tests_in_run, watch)
+        update = self.settings.update
+        verdict, new = judge_cell(record, path, other, update, self.tests_in_run, watch)
         fails = verdict.fails(self.settings.strict)
         if fails and look is not None and verdict.place is not None and verdict.place.first:
             verdict = replace(verdict, symptom=look(verdict.place.first))

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from dllm_qbench.baseline_cell import CellBaseline
-from dllm_qbench.baselines import Baselines, read_baselines, shipped_baselines
+from dllm_qbench.baselines import Baselines, preview_cell, read_baselines, shipped_baselines
 from dllm_qbench.errors import BaselineError
 from dllm_qbench.records import Record
 from dllm_qbench.verdict.evidence import TESTS_A_CELL
@@ -27,6 +28,7 @@ from dllm_qbench.verdict.findings import SEVERITY, Finding
 from dllm_qbench.verdict.judge import Verdict, judge
 from dllm_qbench.verdict.layers import LayerComparison, LayerShift
 from dllm_qbench.verdict.localise import Contributor, Localisation
+from dllm_qbench.verdict.sequential import Watch
 
 ONE_BIT: Final = 6.02
 """dB, 20 log10 2: the error of a grid with one bit less."""
@@ -103,6 +105,36 @@ def judge_like(record: Record, like: Like, tests_in_run: int = TESTS_A_CELL) -> 
         place=_place(compared, scheme),
         items_needed=None,
     )
+
+
+def judge_cell(
+    record: Record,
+    path: Path,
+    like: Like | None,
+    update: bool,
+    tests_in_run: int = TESTS_A_CELL,
+    watch: Watch | None = None,
+) -> tuple[Verdict, CellBaseline | None]:
+    """Judge a record by its own baseline, or, where it has none, by what it is like.
+
+    Args:
+        record: the cell, measured.
+        path: the file of the model's baselines.
+        like: whose band holds; ``None`` where the cell has a baseline, or nothing is alike.
+        update: judge by the baseline that the record would become; ``like`` gives a new one its band.
+        tests_in_run, watch: as of :func:`dllm_qbench.judge`.
+
+    Returns:
+        The verdict, and with ``update`` the baseline to write, ``None`` where nothing changed.
+
+    Raises:
+        BaselineError: as ``judge`` and ``judge_like``.
+    """
+    band = None if like is None else like.cell.band
+    new = preview_cell(path, record, band) if update else None
+    if like is not None and new is None:
+        return judge_like(record, like, tests_in_run), None
+    return judge(record, new or path, tests_in_run, watch), new
 
 
 def _borrowed(record: Record, like: CellBaseline) -> CellBaseline:
