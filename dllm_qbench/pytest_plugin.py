@@ -20,7 +20,7 @@ from dllm_qbench import subject_cells, terminal
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.pytest_full import FullTier, pick_device
 from dllm_qbench.pytest_options import Settings, add_options
-from dllm_qbench.pytest_session import CELL_FIXTURES, PROPERTY, Run
+from dllm_qbench.pytest_session import PROPERTY, Run
 
 if TYPE_CHECKING:
     from dllm_qbench.models.lm import DiffusionLM
@@ -133,16 +133,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the full tier where ``-m`` does not ask for it, and the other shards' cells."""
-    settings = config.stash[_RUN].settings
+    """Leave out the full tier where ``-m`` does not ask for it."""
     asked = _asks_for_full(config) or any("::" in argument for argument in config.args)
     left_out = [] if asked else [item for item in items if item.get_closest_marker("full")]
-    if settings.shard:
-        from dllm_qbench.engine.merge import shard_of
-
-        cells = [item for item in items if CELL_FIXTURES & {*getattr(item, "fixturenames", ())}]
-        ours = {*shard_of([item.nodeid for item in cells], *settings.shard)}
-        left_out += [item for item in cells if item.nodeid not in ours and item not in left_out]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         gone = {*map(id, left_out)}

@@ -168,6 +168,25 @@ class Run:
             if write_cell(path, Record.from_dict(outcome.record), band):
                 self.written.append(str(path))
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Leave out the other shards' cells: of those that ``-m`` and ``-k`` have chosen, each shard gets
+        its part.
+        """
+        if self.settings.shard is None:
+            return
+        from dllm_qbench.engine.merge import shard_of
+
+        cells = [item for item in items if CELL_FIXTURES & {*getattr(item, "fixturenames", ())}]
+        ours = {*shard_of([item.nodeid for item in cells], *self.settings.shard)}
+        left_out = [item for item in cells if item.nodeid not in ours]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            gone = {*map(id, left_out)}
+            items[:] = [item for item in items if id(item) not in gone]
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Count the cells of the run: each test of one makes one, as a rule."""
         names = [getattr(item, "fixturenames", ()) for item in session.items]

@@ -116,3 +116,11 @@ def test_bad_option_is_a_usage_error(suite: Suite, option: str, error: str) -> N
     result = suite.run(MINE, option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert error in result.stderr.str()
+
+
+def test_shards_share_out_what_a_selection_leaves(suite: Suite) -> None:
+    """The parts are of the cells that ``-k`` chose: none is empty while another has them all."""
+    chosen = ("--qbench-subject=pkg.mod:one,pkg.mod:two", "-k", "W8A8-math")
+    given = ("--qbench-like=gptq/W8A8", "--qbench-schemes=W4A16-g64,W8A8", *chosen)
+    for part in (1, 2):
+        suite.run(*given, f"--qbench-shard={part}/2").assert_outcomes(passed=1, deselected=11)
