@@ -26,11 +26,16 @@ from tests.docs.conftest import Clone
 
 PAGES = [page for page in pages() if blocks(page)]
 ALL = [block for page in PAGES for block in blocks(page)]
+# Page -> what its commands need beyond the extra test, and the extra that brings it.
+OPTIONAL = {"docs/checkpoint.md": ("compressed_tensors", "checkpoints")}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_code_of_the_page_runs(page: str, clone: Clone) -> None:
     """Blocks in their order; those of Python that no command stands between, as one script."""
+    if page in OPTIONAL:
+        module, extra = OPTIONAL[page]
+        pytest.importorskip(module, reason=f"pip install 'dllm-qbench[{extra}]'")
     script = ""
     for block in blocks(page):
         code = block.to_run
