@@ -151,6 +151,30 @@ class OutcomeFile:
             os.close(handle)
 
 
+def parse_outcome(line: str, place: str) -> dict[str, Any]:
+    """Read one line of an outcome file: its fields, and the record that they are about.
+
+    ``QBenchError`` names the place and the field.
+    """
+    data = parse_json(line, place)
+    if not isinstance(data, dict):
+        raise QBenchError(f"{place}: expected a JSON object, found {type(data).__name__}")
+    for entry in fields(Outcome):
+        if entry.name not in data:
+            raise QBenchError(f"{place}: field {entry.name!r} is missing")
+    for name in ("cell", "model"):
+        if not isinstance(data[name], str):
+            raise QBenchError(f"{place}: field {name!r} is {data[name]!r:.60}, expected str")
+    if data["record"] is not None:
+        record = Record.from_dict(data["record"], f"{place}: record")
+        if (record.model, record.cell) != (data["model"], data["cell"]):
+            raise QBenchError(
+                f"{place}: the line is about {data['cell']} on {data['model']}, its record about"
+                f" {record.cell} on {record.model}"
+            )
+    return data
+
+
 def read_records(path: str | Path) -> list[Record]:
     """The records of a file that ``--qbench-records`` wrote; cells that failed to run have none.
 

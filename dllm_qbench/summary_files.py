@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dllm_qbench.errors import QBenchError
-from dllm_qbench.jsonfiles import parse_json, reject_non_finite
-from dllm_qbench.outcomes import Outcome
-from dllm_qbench.records import Record
+from dllm_qbench.jsonfiles import reject_non_finite
+from dllm_qbench.outcomes import Outcome, parse_outcome
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "cell": (str,),
@@ -40,23 +39,12 @@ def read_outcomes(path: str | Path) -> list[Outcome]:
 
 
 def _outcome(line: str, place: str) -> Outcome:
-    data = parse_json(line, place)
-    if not isinstance(data, dict):
-        raise QBenchError(f"{place}: expected a JSON object, found {type(data).__name__}")
+    data = parse_outcome(line, place)
     reject_non_finite(data, place)
     for name, wanted in _TYPES.items():
-        if name not in data:
-            raise QBenchError(f"{place}: field {name!r} is missing")
         if not isinstance(data[name], wanted) or (name == "items" and type(data[name]) is not int):
             names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in wanted)
             raise QBenchError(f"{place}: field {name!r} is {data[name]!r:.60}, expected {names}")
-    if data["record"] is not None:
-        record = Record.from_dict(data["record"], f"{place}: record")
-        if (record.model, record.cell) != (data["model"], data["cell"]):
-            raise QBenchError(
-                f"{place}: the line is about {data['cell']} on {data['model']}, its record about"
-                f" {record.cell} on {record.model}"
-            )
     if data["verdict"] is not None:
         _check_verdict(data["verdict"], f"{place}: verdict")
     outcome = Outcome(**{name: data[name] for name in _TYPES})

@@ -13,9 +13,8 @@ from typing import Any
 from dllm_qbench.engine.store import Store
 from dllm_qbench.engine.store_format import first_difference
 from dllm_qbench.errors import QBenchError
-from dllm_qbench.jsonfiles import parse_json, write_atomic
-from dllm_qbench.outcomes import Outcome
-from dllm_qbench.records import Record
+from dllm_qbench.jsonfiles import write_atomic
+from dllm_qbench.outcomes import parse_outcome
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -129,7 +128,7 @@ def _merge_files(paths: Sequence[Path], out: Path) -> Merged:
         if cut:
             interrupted.append(path)
         for number, line in lines:
-            outcome = _outcome(line, f"{path}:{number}")
+            outcome = parse_outcome(line, f"{path}:{number}")
             name = (outcome["model"], outcome["cell"])
             if name not in kept or kept[name][2]["record"] is None:
                 repeated += name in kept
@@ -154,24 +153,6 @@ def _lines(path: Path) -> tuple[list[tuple[int, str]], bool]:
     except (OSError, UnicodeDecodeError) as error:
         raise QBenchError(f"{path}: cannot be read: {error}") from error
     return list(enumerate(lines, start=1)), bool(rest)
-
-
-def _outcome(line: str, place: str) -> dict[str, Any]:
-    """Read one line and check what merging relies on."""
-    data = parse_json(line, place)
-    if not isinstance(data, dict):
-        raise QBenchError(f"{place}: expected a JSON object, found {type(data).__name__}")
-    for name in Outcome.__dataclass_fields__:
-        if name not in data:
-            raise QBenchError(f"{place}: field {name!r} is missing")
-    if data["record"] is not None:
-        record = Record.from_dict(data["record"], f"{place}: record")
-        if (record.model, record.cell) != (data["model"], data["cell"]):
-            raise QBenchError(
-                f"{place}: the line is about {data['cell']} on {data['model']}, its record about"
-                f" {record.cell} on {record.model}"
-            )
-    return data
 
 
 def _merge_stores(paths: Sequence[Path], out: Path) -> Merged:

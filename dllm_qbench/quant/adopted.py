@@ -50,7 +50,7 @@ class AdoptedLinear(QuantLinear):
         self.__dict__["_held"] = (module,)
         self.kind = "uniform"
         self.rounds_inputs = False
-        self.before_scaling: Tensor | None = None
+        self.register_buffer("before_scaling", None)
 
     @property
     def module(self) -> nn.Module:

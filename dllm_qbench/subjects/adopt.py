@@ -98,13 +98,12 @@ def adopt(
         layers[name] = _adopted(layer, linear, name, method, parsed, grid)
     for name, layer in layers.items():
         put(model, name, layer)
-    if len(layers) == len(
-        _quantized(model, names)
-    ):  # this package's own layers know what was moved
-        follow_folding(model, reference.model)
-    if not callable(getattr(model, "forward", None)) or target_names(model) != names:
+    if target_names(model) != names:
         raise QBenchError(f"{method}: the model's linears are not those of {reference.name}")
-    held = [layer for layer in _quantized(model, names) if layer.symmetric is not None]
+    quantized = [m for m in map(model.get_submodule, names) if isinstance(m, QuantLinear)]
+    if len(layers) == len(quantized):  # this package's own layers know what was moved
+        follow_folding(model, reference.model)
+    held = [layer for layer in quantized if layer.symmetric is not None]
     symmetric = all(bool(layer.symmetric) for layer in held) if held else False
     recipe = {
         "method": method,
@@ -133,11 +132,6 @@ def _module(model: nn.Module, name: str, method: str) -> nn.Module:
             f"{method}: the quantized model has no module {name} ({error}); expected the full-precision"
             " model's layout, with another module in each linear's place"
         ) from error
-
-
-def _quantized(model: nn.Module, names: list[str]) -> list[QuantLinear]:
-    found = [model.get_submodule(name) for name in names]
-    return [layer for layer in found if isinstance(layer, QuantLinear)]
 
 
 def _is_plain(layer: nn.Module) -> bool:

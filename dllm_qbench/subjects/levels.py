@@ -1,12 +1,12 @@
 """The grid of a weight that comes without one: scale and zero point, read off its levels.
 
-A rounded weight holds at most 2^b levels in each group, at whole steps of one scale from 0. Scales that
-quantizers commonly take (of the largest magnitude, of the range) are tried first, then the smallest gap
-between two levels and its first fractions: a scale fits a group if every weight lies at a whole number
-of its steps, and all of them within 2^b - 1 steps.
+A rounded weight holds at most 2^b levels in each group, at whole steps of one scale from 0. The smallest
+gap between two levels and its first fractions are tried, then the scales that quantizers commonly take (of
+the largest magnitude, of the range): a scale fits a group if every weight lies at a whole number of its
+steps, and all of them within 2^b - 1 steps.
 
-Where a group uses few of its levels, several scales fit; then the widest is found, which has the same
-levels as far as the weights tell.
+Where a group uses few of its levels, several scales fit; the first is the widest, which has the same levels
+as far as the weights tell.
 
 Shapes: O outputs, I inputs, G groups of an output channel, g weights of a group.
 """

@@ -27,12 +27,11 @@ from dllm_qbench.verdict.evidence import TESTS_A_CELL
 from dllm_qbench.verdict.findings import SEVERITY, Finding
 from dllm_qbench.verdict.judge import Verdict, judge
 from dllm_qbench.verdict.layers import LayerComparison, LayerShift
-from dllm_qbench.verdict.localise import Contributor, Localisation
+from dllm_qbench.verdict.localise import Localisation, contributors
 from dllm_qbench.verdict.sequential import Watch
 
 ONE_BIT: Final = 6.02
 """dB, 20 log10 2: the error of a grid with one bit less."""
-_MOST_CONTRIBUTORS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -170,20 +169,11 @@ def _below(stored: Mapping[str, float], seen: Mapping[str, float]) -> LayerCompa
 
 
 def _place(compared: LayerComparison, scheme: str) -> Localisation:
-    power = {
-        shift.module: 10 ** (-(shift.seen or 0.0) / 10) - 10 ** (-(shift.stored or 0.0) / 10)
-        for shift in compared.shifts
-    }
-    total = sum(power.values())
-    largest = sorted(compared.shifts, key=lambda shift: -power[shift.module])
-    contributors = tuple(
-        Contributor(s.module, power[s.module] / total, s.stored or 0.0, s.seen or 0.0)
-        for s in largest[:_MOST_CONTRIBUTORS]
-    )
     first = compared.shifts[0]
     why = (
         f"fed with full precision's inputs it is at {first.seen:.1f} dB, the lowest of the stored"
         f" quantizers at {scheme} is at {first.stored:.1f}; every linear before it is within {ONE_BIT:g}"
         " dB of that, or above"
     )
-    return Localisation(first.module, contributors, "own error", why)
+    moved = {s.module: (s.stored or 0.0, s.seen or 0.0) for s in compared.shifts}
+    return Localisation(first.module, contributors(moved, ONE_BIT), "own error", why)

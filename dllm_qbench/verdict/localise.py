@@ -101,16 +101,16 @@ def locate(
         own = near if near is not None and place[near] <= place[total] else None
 
     # The accumulated profile counts an error again at every module behind it: second choice.
-    contributors = _contributors(local, own_db) if local else _contributors(layer, tolerance_db)
+    parts = contributors(local, own_db) if local else contributors(layer, tolerance_db)
     if own is not None:
         why = f"fed with full precision's inputs it is at {_moved(stored_local, seen_local, own)}"
         why += _before(order, own, layer, tolerance_db)
-        return Localisation(own, contributors, "own error", why)
+        return Localisation(own, parts, "own error", why)
     assert total is not None
     why = f"what reaches it is at {_moved(stored_layer, seen_layer, total)}"
     if local:
         why += f"; no linear up to it errs more on its own{_after(order, total)}"
-    return Localisation(total, contributors, "accumulated error", why)
+    return Localisation(total, parts, "accumulated error", why)
 
 
 def _shifts(
@@ -127,9 +127,13 @@ def _earliest(
     return min(outside, key=place.__getitem__, default=None)
 
 
-def _contributors(
+def contributors(
     shifts: Mapping[str, tuple[float, float]], tolerance_db: float
 ) -> tuple[Contributor, ...]:
+    """Return the modules outside a tolerance by their part in the change, of (stored, seen) in dB.
+
+    At most three, the largest first; shares are of the change of all modules given.
+    """
     changes = {name: abs(_power(seen) - _power(stored)) for name, (stored, seen) in shifts.items()}
     total = sum(changes.values())
     outside = [n for n, (stored, seen) in shifts.items() if abs(seen - stored) > tolerance_db]
