@@ -259,6 +259,7 @@ def test_nothing_but_being_right_passes(name: str, forged: dict[str, Outcome]) -
         ("leave", "error", "SystemExit"),
         ("leave at once", "error", "ended before it answered"),
         ("equal to everything", "error", "AssertionError"),
+        ("huge value", "error", "a value of 100000000 characters; at most 16777216 are taken"),
     ],
 )
 def test_how_they_end(name: str, status: str, detail: str, forged: dict[str, Outcome]) -> None:

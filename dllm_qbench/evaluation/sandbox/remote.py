@@ -84,6 +84,9 @@ def encode(value: Any, keep: Callable[[Any], int]) -> Any:
     match value:
         case Remote():
             return {"kept": value._number}
+        case str() | bytes() | bytearray() if len(value) > _LARGEST:
+            # Refused before it is written out as JSON, which would use up the program's CPU time.
+            raise ValueError(f"a value of {len(value)} characters; at most {_LARGEST} are taken")
         case None | bool() | float() | str():
             return value
         case int():
