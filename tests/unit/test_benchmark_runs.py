@@ -71,6 +71,11 @@ def test_a_whole_run_leaves_them_out_and_says_so(workers: tuple[str, ...]) -> No
     assert found.returncode == pytest.ExitCode.NO_TESTS_COLLECTED  # nothing else was there
 
 
+def test_a_run_that_chose_its_tests_is_not_told_of_others() -> None:
+    found = run("tests", OTHERS, "-m", "quick")
+    assert "BENCHMARKS" not in found.stdout + found.stderr
+
+
 def test_without_a_gpu_its_benchmarks_are_skipped_with_the_reason() -> None:
     import torch
 
