@@ -170,8 +170,14 @@ class JobRunner(CellRunner):
         return super().audited(quantized)
 
     def _measured(self, job: Job, benchmark: Benchmark, progress: Progress | None) -> Record:
+        told = progress or _nothing_said
+        told(0, 0, f"{job.cell}: quantizing")
+        quantized = self.quantized(job.method, job.scheme)
+        told(0, 0, f"{job.cell}: auditing")
+        self.audited(quantized)
+        told(0, 0, f"{job.cell}: measuring")
         record = self.measure(
-            self.quantized(job.method, job.scheme),
+            quantized,
             benchmark,
             progress,
             keep=self._keep,
@@ -247,6 +253,10 @@ def _hold(device: str, wanted: int) -> bool:
     if place.type != "cuda" or not torch.cuda.is_available():
         return True
     return int(torch.cuda.get_device_properties(place).total_memory) >= wanted
+
+
+def _nothing_said(done: int, total: int, label: str) -> None:
+    """Progress that nobody looks at."""
 
 
 def _path(folder: str | None) -> Path | None:

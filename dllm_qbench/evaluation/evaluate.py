@@ -71,7 +71,7 @@ def evaluate(
         items: how many, from the first; of 2,000 where the task is an embedded one.
         seed: which test items, and their masks.
         batch_size: canvases in one forward pass; by default a token budget. Answers do not depend on it.
-        progress: called with (done, total, label) as each model advances.
+        progress: called with (items done, items in all, label) as each model advances.
         stop: given, items are run 50 at a time, and after each 50 this is called with their right and
             wrong answers, full precision's and the quantized model's; true ends the cell there.
         keep: given, items are run 50 at a time, and what is kept there is not run again.
@@ -94,14 +94,16 @@ def evaluate(
     recipe = dict(quantized.recipe or {})
     method, scheme = str(recipe.get("method", "none")), str(recipe.get("scheme", "W16A16"))
     cell = f"{method}/{scheme}/{benchmark.family}"
-    told = partial(_labelled, progress)
+    told = partial(_items_told, progress, items)
     answering = _Answering(benchmark, seed, batch_size, keep, bring or _stay)
 
     def of_reference(start: int, end: int) -> Answers:
-        return answering.reference(reference, start, end, told(f"{cell}: full precision"))
+        return answering.reference(
+            reference, start, end, told(f"{cell}: full precision", start, end)
+        )
 
     def of_quantized(start: int, end: int) -> Answers:
-        return answering.part(quantized, start, end, told(f"{cell}: quantized"))
+        return answering.part(quantized, start, end, told(f"{cell}: quantized", start, end))
 
     expected, found = Answers(), Answers()
     if stop is None:
@@ -255,9 +257,10 @@ def _stay(_lm: DiffusionLM) -> None:
     """Leave a model where it is."""
 
 
-def _labelled(progress: Progress | None, label: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else partial(_report, progress, label)
-
-
-def _report(progress: Progress, label: str, done: int, total: int) -> None:
-    progress(done, total, label)
+def _items_told(
+    progress: Progress | None, items: int, label: str, start: int, end: int
+) -> Callable[[int, int], None] | None:
+    """Report a chunk's share as items of the whole cell: a chunk may be run in any number of pieces."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(start + (end - start) * done // total, items, label)

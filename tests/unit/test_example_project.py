@@ -80,7 +80,7 @@ def test_it_is_the_wheel_that_is_tested(python: Path, tmp_path: Path) -> None:
 
 
 def test_sound_quantizer_passes_and_a_broken_layer_is_named(python: Path, project: Path) -> None:
-    sound = gate(python, project, "-k", "general")
+    sound = gate(python, project, "-v", "-k", "general")
     assert sound.returncode == 0, sound.stdout
     assert re.search(r"quantize/W4A16-g64/general .* near-lossless <=2.5", sound.stdout)
     broken(project)

@@ -219,20 +219,35 @@ def test_broken_baseline_fails_every_cell_and_names_the_field(recorded: Suite) -
 def test_quiet_runs_say_less(recorded: Suite, flags: list[str], shown: bool) -> None:
     text = str(recorded.run(*flags).stdout)
     assert ("quantization fidelity" in text) == shown
-    assert ("Drops are relative" in text) == (not flags)
+    assert (ONE in text) == (not flags)
+    assert "Drops are relative" not in text
+
+
+def test_all_cells_have_a_row_only_when_asked(recorded: Suite) -> None:
+    well = "all 3 cells equivalent, the largest drop 10.0 % (gptq/W4A16-g64/*); -v lists them"
+    recorded.run().stdout.fnmatch_lines([well])
+    every = recorded.run("-v").stdout
+    every.no_fnmatch_line(well)
+    every.fnmatch_lines([f"{ONE} * equivalent", "*Drops are relative*"])
 
 
 def test_colour_follows_pytest(recorded: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     green = "\x1b[32mgptq/W4A16-g64"
-    assert green in str(recorded.run("--color=yes").stdout)
+    for variable in ("NO_COLOR", "FORCE_COLOR", "PY_COLORS"):
+        monkeypatch.delenv(variable, raising=False)
+    assert green in str(recorded.run("-v", "--color=yes").stdout)
+    assert green not in str(recorded.run("-v").stdout)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert green in str(recorded.run("-v").stdout)
+    assert green not in str(recorded.run("-v", "--color=no").stdout)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert green not in str(recorded.run().stdout)
+    assert green not in str(recorded.run("-v").stdout)
 
 
 def test_logs_hold_no_progress_unless_asked(
     recorded: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dllm_qbench.terminal.FIRST_AFTER_S", 0.0)
+    monkeypatch.setattr("dllm_qbench.progress.FIRST_AFTER_S", 0.0)
     assert " 50 %, 1 of 2" not in str(recorded.run().stdout)
     assert f"  {ONE}:  50 %, 1 of 2, 0 s" in str(recorded.run("-v").stdout)
 
