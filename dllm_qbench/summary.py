@@ -15,7 +15,7 @@ from dllm_qbench.outcomes import Outcome
 from dllm_qbench.summary_changes import Change, Changes, changes, origin, severity
 from dllm_qbench.summary_files import read_outcomes
 from dllm_qbench.summary_markdown import NAME, Page, code, fenced, plain
-from dllm_qbench.verdict.matrix import ALPHA_RUN, judge_matrix
+from dllm_qbench.verdict.matrix import ALPHA_RUN, CellTests, judge_matrix
 
 LIMIT: Final = 1024 * 1024
 """Bytes that GitHub takes for the summary of one step; a longer one is refused as a whole."""
@@ -58,10 +58,10 @@ def render(outcomes: Sequence[Outcome], compared: Changes | None = None, limit: 
     What does not fit is left out from the end of a section, and the section says how much that is.
     """
     page = Page(max(limit, 4096))
-    ranked = sorted(outcomes, key=_rank)
+    ranked = sorted(outcomes, key=rank)
     failing = [outcome for outcome in ranked if outcome.fails]
     page.add(_title(ranked, failing))
-    whole = [plain(finding.text, 600) for finding in judge_matrix(_tests(ranked))]
+    whole = [plain(finding.text, 600) for finding in judge_matrix(tests_of(ranked))]
     whole = [f"- **whole run**: {text}" for text in whole]
     page.rows([""], whole, "findings of the whole run", 0.1)
     if compared is not None:
@@ -165,7 +165,7 @@ def _reasons(page: Page, failing: Sequence[Outcome]) -> None:
             "",
             f"<details><summary>{plain(outcome.cell, NAME)} on {plain(outcome.model, NAME)}</summary>",
             "",
-            *fenced(_why(outcome), 6000),
+            *fenced(why(outcome), 6000),
             "",
             "</details>",
         )
@@ -173,7 +173,7 @@ def _reasons(page: Page, failing: Sequence[Outcome]) -> None:
         page.add("", f"{len(failing) - _MESSAGES} more failing cells: see the records.")
 
 
-def _why(outcome: Outcome) -> str:
+def why(outcome: Outcome) -> str:
     """The error, or the place and the findings, one a line, the worst first."""
     verdict = outcome.verdict or {}
     place = verdict.get("place") or {}
@@ -187,11 +187,13 @@ def _why(outcome: Outcome) -> str:
     return "\n".join(lines) or f"{outcome.status}: the records say no more"
 
 
-def _rank(outcome: Outcome) -> tuple[bool, int, float, str]:
+def rank(outcome: Outcome) -> tuple[bool, int, float, str]:
+    """Sort by it to have the worst cell first: failing ones, then by verdict, drop, name."""
     drop = (outcome.verdict or {}).get("drop")
     return not outcome.fails, -severity(outcome.status), -(drop or 0.0), outcome.cell
 
 
-def _tests(outcomes: Sequence[Outcome]) -> list[Any]:
+def tests_of(outcomes: Sequence[Outcome]) -> list[CellTests]:
+    """The tests that a run is judged by as a whole; of a cell that occurs twice, the last one's."""
     unique = {(tests.model, tests.cell): tests for o in outcomes if (tests := o.tests) is not None}
     return [unique[key] for key in sorted(unique)]

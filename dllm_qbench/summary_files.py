@@ -45,16 +45,42 @@ def _outcome(line: str, place: str) -> Outcome:
         if not isinstance(data[name], wanted) or (name == "items" and type(data[name]) is not int):
             names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in wanted)
             raise QBenchError(f"{place}: field {name!r} is {data[name]!r:.60}, expected {names}")
-    if data["verdict"] is not None:
-        _check_verdict(data["verdict"], f"{place}: verdict")
     outcome = Outcome(**{name: data[name] for name in _TYPES})
+    check_outcome(outcome, place)
+    return outcome
+
+
+def check_outcome(outcome: Outcome, place: str) -> None:
+    """Check what a summary or a page reads of an outcome's verdict.
+
+    Raises ``QBenchError`` that begins with the place and names the field.
+    """
+    if outcome.verdict is not None:
+        _check_verdict(outcome.verdict, f"{place}: verdict")
     try:
-        _ = outcome.tests
+        tests = outcome.tests
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise QBenchError(
             f"{place}: verdict: its tests cannot be read: {type(error).__name__} {error}"
         ) from error
-    return outcome
+    if tests is None:
+        return
+    for name in ("lost", "gained", "common"):
+        if type(value := getattr(tests, name)) is not int or not 0 <= value <= outcome.items:
+            raise QBenchError(
+                f"{place}: verdict: field {name!r} is {value!r:.60}, expected a number of the"
+                f" {outcome.items} items"
+            )
+    if tests.lost + tests.gained > tests.common:
+        raise QBenchError(
+            f"{place}: verdict: fields 'lost' and 'gained' are {tests.lost} and {tests.gained}, more than"
+            f" the {tests.common} items of field 'common'"
+        )
+    if not _number(tests.margin) or tests.margin < 0:
+        raise QBenchError(
+            f"{place}: verdict: field 'margin' is {tests.margin!r:.60}, expected a number of items, zero"
+            " or more"
+        )
 
 
 def _check_verdict(verdict: Mapping[str, Any], place: str) -> None:

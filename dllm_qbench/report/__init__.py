@@ -1,1 +1,1 @@
-"""The HTML report of a run: its data (`data`), its charts and its page, made from outcome files without measuring anything again."""
+"""The HTML report of a run: its data, its charts and its page, made without measuring anything again."""
