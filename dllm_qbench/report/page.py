@@ -17,11 +17,14 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.jsonfiles import write_atomic
 from dllm_qbench.report import charts, shape, view
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 SCRIPTS: Final = ("unpack", "draw", "profile", "cell", "filters", "start")
 STYLES: Final = ("report", "parts", "cell", "print")
@@ -85,7 +88,7 @@ def _library() -> str:
     """Vega, Vega-Lite and vega-embed as one script that needs no other."""
     import vl_convert
 
-    bundle: str = vl_convert.javascript_bundle()
+    bundle: str = vl_convert.javascript_bundle(None)
     return bundle
 
 
@@ -98,7 +101,7 @@ def _joined(names: tuple[str, ...], kind: str) -> str:
 
 
 @cache
-def _template() -> Any:
+def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -117,6 +120,7 @@ def _template() -> Any:
         "bar": view.bar,
         "reason": view.reason,
         "described": view.described,
+        "fragment": view.fragment,
     }
     environment.filters |= {
         "number": view.number,

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
+from urllib.parse import quote
 
 STATUSES: Final[Mapping[str, tuple[str, str]]] = {
     "infra": ("fails", "Could not be measured: a missing file, a NaN. Never counted as accuracy."),
@@ -37,6 +38,8 @@ STATUSES: Final[Mapping[str, tuple[str, str]]] = {
 STEPS: Final = (1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0)
 """Where one shade of the heat map ends and the next begins, in percent of full precision."""
 
+# What encodeURIComponent leaves as it is, and the slash, which a fragment may hold.
+_PLAIN = "/!'()*~"
 _BAND = re.compile(
     r"(?:near-lossless|graceful|collapse) "
     r"(?:<=(?P<most>\S+)|>=(?P<least>\S+)|(?P<low>\S+)\.\.(?P<high>\S+))"
@@ -108,6 +111,11 @@ def described(cell: Mapping[str, Any]) -> str:
     if cell["band"]:
         said.append(f"band {cell['band']}")
     return ", ".join(said)
+
+
+def fragment(name: str) -> str:
+    """The part of an address that opens a cell; as the page's script writes it."""
+    return f"#cell={quote(name, safe=_PLAIN)}"
 
 
 def bar(cell: Mapping[str, Any]) -> dict[str, Any] | None:

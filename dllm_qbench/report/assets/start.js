@@ -4,7 +4,7 @@ let opened = null;
 let opener = null;
 let views = [];
 
-const cellHref = (id) => `#cell=${encodeURIComponent(id)}`;
+const cellHref = (id) => `#cell=${encodeURIComponent(id).replaceAll("%2F", "/")}`;
 
 function forget() {
   views.forEach((view) => view?.finalize());
@@ -62,15 +62,14 @@ function linkOf(index) {
 dialog.addEventListener("close", () => {
   document.documentElement.classList.remove("still");
   const back = linkOf(opened);
-  const same = opener?.isConnected && opener !== document.body && opener.hash === cellHash();
+  // From the list of failing cells or the comparison one comes back to that list, unless one has walked on.
+  const same = opener?.isConnected && back && opener.hash === back.hash;
   (same ? opener : back || opener)?.focus?.();
   opened = null;
   forget();
   byId("d-body").replaceChildren();
   if (location.hash.startsWith("#cell=")) history.replaceState(null, "", "#");
 });
-
-const cellHash = () => location.hash;
 
 function fromHash() {
   if (!location.hash.startsWith("#cell=")) {

@@ -1,0 +1,85 @@
+"""A real browser: one for the whole session, the system's Chromium, without a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dllm_qbench.report.page import write_page
+from tests.browser.checks import Watch
+from tests.helpers.report_example import example
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A page in the browser and what it did that it must not."""
+
+    page: Page
+    watch: Watch
+
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
+    )
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH (apt install chromium)")
+    options = ["--disable-gpu", "--disable-dev-shm-usage", "--force-color-profile=srgb"]
+    if os.geteuid() == 0:
+        options.append("--no-sandbox")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=options)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """``open_page(path, fragment, width=..., height=..., before=script, **context)``: in a fresh context."""
+    contexts = []
+
+    def opening(
+        path: Path,
+        fragment: str = "",
+        width: int = 1440,
+        height: int = 900,
+        before: str = "",
+        **context: Any,
+    ) -> Opened:
+        made = browser.new_context(viewport={"width": width, "height": height}, **context)
+        contexts.append(made)
+        if before:
+            made.add_init_script(before)
+        page = made.new_page()
+        page.set_default_timeout(10_000)
+        watch = Watch(page)
+        page.goto(path.as_uri() + fragment)
+        return Opened(page, watch)
+
+    yield opening
+    for made in contexts:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's page."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_page(example(), path)
+    return path
