@@ -60,6 +60,14 @@ _VALUES: Final = (
     ),
     ("baselines", "folder of the baselines, from the root folder", "baselines", "DIR"),
     ("records", "write every cell's record and verdict to this JSON Lines file", None, "PATH"),
+    (
+        "html",
+        "write a page that shows the run; its records are kept beside it (.jsonl), and the next run with"
+        " the same PATH is compared with them",
+        None,
+        "PATH",
+    ),
+    ("base", "records of the run that the page compares this one with", None, "PATH"),
     ("limit", "full tier: at most so many items a task, from the first", None, "N"),
     ("models-dir", "full tier: folder with checkpoints, instead of the hub's cache", None, "DIR"),
     ("data-dir", "full tier: folder with the tasks' data, instead of the cache", None, "DIR"),
@@ -126,6 +134,7 @@ class Settings:
         models: of the quick tier; ``full_models``: of the full tier.
         subjects, schemes, tasks: quantizers of the user's own, and the cells that each gets.
         like: whose bands hold for cells without a baseline.
+        html: page to write at the end; ``base``: records of the run that it is compared with.
         setup: how the full tier's cells are measured; ``store``: where what it measured is kept.
         shard: (i, N), or ``None`` for all cells.
     """
@@ -141,6 +150,8 @@ class Settings:
     execution: str
     baselines: Path
     records: Path | None
+    html: Path | None
+    base: Path | None
     strict: bool
     sequential: bool
     update: bool
@@ -155,7 +166,6 @@ class Settings:
     @classmethod
     def of(cls, config: pytest.Config) -> Settings:
         """Read and check the options; ``pytest.UsageError`` on a bad one."""
-        records = _option(config, "records")
         models = _list(config, "model")
         if not models:
             raise pytest.UsageError("--qbench-model is empty, expected one or more models")
@@ -172,7 +182,9 @@ class Settings:
             items=_count(config, "items"),
             execution=_one_of(config, "execution", EXECUTIONS),
             baselines=config.rootpath / str(_option(config, "baselines")),
-            records=config.invocation_params.dir / str(records) if records else None,
+            records=_path(config, "records"),
+            html=_path(config, "html"),
+            base=_path(config, "base"),
             strict=_flag(config, "strict"),
             sequential=_flag(config, "sequential"),
             update=bool(config.getoption("qbench_update")) or update_pass,
@@ -197,8 +209,16 @@ class Settings:
                 f"--qbench-execution={self.execution} is held to the baselines of fake quantization, and"
                 " does not write them: drop one of the two"
             )
-        if self.records and self.records.is_dir():
-            raise pytest.UsageError(f"--qbench-records: {self.records} is a folder")
+        for name, path in (("records", self.records), ("html", self.html)):
+            if path and path.is_dir():
+                raise pytest.UsageError(f"--qbench-{name}: {path} is a folder")
+        if self.html and self.html.suffix == ".jsonl":
+            raise pytest.UsageError(
+                f"--qbench-html: {self.html}: the page's records go to a file of this name; expected a name"
+                " such as report.html"
+            )
+        if self.base and not self.html:
+            raise pytest.UsageError("--qbench-base is what --qbench-html compares with: give both")
         if self.update and not self.update_pass and _in_ci():
             raise pytest.UsageError(
                 "--qbench-update is refused under CI=true, where nobody reviews what it writes; "
@@ -216,8 +236,7 @@ class Settings:
 def _setup(config: pytest.Config) -> Setup:
     folders = {}
     for name in ("models-dir", "data-dir"):
-        given = _option(config, name)
-        folder = config.invocation_params.dir / str(given) if given else None
+        folder = _path(config, name)
         if folder is not None and not folder.is_dir():
             raise pytest.UsageError(f"--qbench-{name}: {folder} is no folder")
         folders[_plain(name)] = None if folder is None else str(folder.resolve())
@@ -236,6 +255,12 @@ def _setup(config: pytest.Config) -> Setup:
         )
     except QBenchError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def _path(config: pytest.Config, name: str) -> Path | None:
+    """Read a path, which is given from where pytest was started."""
+    given = _option(config, name)
+    return config.invocation_params.dir / str(given) if given else None
 
 
 def _list(config: pytest.Config, name: str) -> tuple[str, ...]:

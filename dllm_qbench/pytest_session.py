@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from dllm_qbench.pytest_options import Settings
+from dllm_qbench.pytest_report import ReportPage
 
 if TYPE_CHECKING:
     from dllm_qbench.engine.cells import CellRunner
@@ -48,6 +49,8 @@ class Run:
         self.matrix: tuple[MatrixFinding, ...] = ()
         self.wrong: list[str] = []
         self.told: list[str] = []
+        self.not_written: list[str] = []
+        self.page = None if self.on_worker else ReportPage(self.settings)
         self._runners: dict[str, CellRunner] = {}
         self._file: OutcomeFile | None = None
 
@@ -195,15 +198,18 @@ class Run:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Judge the run as a whole: what no cell shows alone fails it all the same."""
-        if self.on_worker or not self.outcomes:
-            return
-        from dllm_qbench.verdict.matrix import judge_matrix
+        if self.outcomes and not self.on_worker:
+            from dllm_qbench.verdict.matrix import judge_matrix
 
-        cells = [outcome.tests for outcome in self.outcomes.values()]
-        unique = {(cell.model, cell.cell): cell for cell in cells if cell is not None}
-        # Sorted: xdist's workers finish in any order.
-        self.matrix = judge_matrix([unique[key] for key in sorted(unique)])
-        if self.matrix and session.exitstatus == pytest.ExitCode.OK:
+            cells = [outcome.tests for outcome in self.outcomes.values()]
+            unique = {(cell.model, cell.cell): cell for cell in cells if cell is not None}
+            # Sorted: xdist's workers finish in any order.
+            self.matrix = judge_matrix([unique[key] for key in sorted(unique)])
+        not_written = None
+        if self.page is not None:
+            not_written = self.page.write(list(self.outcomes.values()), self.wrong)
+            self.not_written = [not_written] if not_written else []
+        if (self.matrix or not_written) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -225,7 +231,7 @@ class Run:
             for error in dict.fromkeys(errors)
         ]
         whole = [*(finding.text for finding in self.matrix), *self.wrong]
-        return [*(f"whole run: {text}" for text in whole), *infra]
+        return [*(f"whole run: {text}" for text in whole), *infra, *self.not_written]
 
     def notes(self) -> list[str]:
         """Lines below the table: what was seen on the whole, and what was written."""
@@ -238,4 +244,4 @@ class Run:
         ]
         if self.settings.records and self.outcomes:
             notes.append(f"records: {self.settings.records}")
-        return notes
+        return [*notes, *(self.page.said if self.page is not None else ())]
