@@ -216,7 +216,8 @@ def test_a_sound_change_passes_and_is_summarized(sound: Runner, project: Path) -
     assert text.startswith(f"## {JUDGED}: no cell fails\n\n3 cells: 3 equivalent.")
     assert sound.run("Verdict").returncode == 0
     results = project / "qbench-results"
-    assert {path.name for path in results.iterdir()} == {"records.jsonl", "junit.xml", "summary.md"}
+    written = {"records.jsonl", "junit.xml", "summary.md", "report.html"}
+    assert {path.name for path in results.iterdir()} == written
     assert "<testsuite " in (results / "junit.xml").read_text("utf-8")
 
 
@@ -239,6 +240,10 @@ def test_a_broken_change_fails_after_its_summary(sound: Runner, project: Path) -
     assert row.startswith("| `gptq/W4A16-g64/math` | `llada-embedded` |")
     assert row.endswith("| `layers.0.down_proj` |")
     assert "worse**" in row
+    page = (project / "now" / "report.html").read_text("utf-8")
+    assert "1 of 3 cells" in page
+    assert "layers.0.down_proj" in page
+    assert "Against" in page  # the base's records
     assert runner.run("Verdict").returncode == 1
 
 
