@@ -7,13 +7,13 @@ changed; the file is replaced atomically. No torch here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from dllm_qbench.baseline_cell import CellBaseline
+from dllm_qbench.baseline_paths import baseline_path, shipped_baselines
 from dllm_qbench.errors import BaselineError
 from dllm_qbench.jsonfiles import dump, parse_stored, read_stored, set_member, write_atomic
 from dllm_qbench.records import Record
@@ -61,30 +61,6 @@ def update_command(model: str, cell: str) -> str:
     The model is chosen by the test's name: where it is a folder, ``--qbench-model`` has its path.
     """
     return f"pytest --qbench-update -k {model}-{cell.replace('/', '-')}"
-
-
-def baseline_path(folder: str | Path, model: str) -> Path:
-    """The file of a model; characters that file systems dislike (``/``) become ``--``."""
-    return Path(folder) / f"{re.sub(r'[^A-Za-z0-9._-]+', '--', model)}.json"
-
-
-def shipped_baselines(model: str) -> Path:
-    """The file of an embedded model's baselines that comes with this package.
-
-    Raises:
-        BaselineError: there is none for the model.
-    """
-    package = Path(__file__).parent
-    folders = (package.parent / "baselines", package / "shipped_baselines")
-    for folder in folders:
-        path = baseline_path(folder, model)
-        if path.is_file():
-            return path
-    known = sorted(path.stem for folder in folders for path in folder.glob("*.json"))
-    raise BaselineError(
-        f"no baselines of {model!r} come with the suite (only of {', '.join(known) or 'no model'});"
-        " record the model's own with: pytest --qbench-update"
-    )
 
 
 def read_baselines(path: str | Path) -> Baselines:

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dllm_qbench import cli_complete
+from dllm_qbench.cli_output import Json, Quiet, Verbose, parts, show
 from dllm_qbench.errors import QBenchError
 
 
 def check(
     path: Annotated[Path, typer.Argument(help="Folder of the quantized checkpoint.")],
     reference: Annotated[
-        str, typer.Option(help="Its full-precision model: a name, or a folder.", metavar="MODEL")
+        str,
+        typer.Option(
+            help="Its full-precision model: a name, or a folder.",
+            metavar="MODEL",
+            autocompletion=cli_complete.models,
+        ),
     ],
-    tasks: Annotated[str, typer.Option(help="What to measure.")] = "general,math,code",
+    tasks: Annotated[
+        str, typer.Option(help="What to measure, by commas.", autocompletion=cli_complete.tasks)
+    ] = "general,math,code",
     items: Annotated[int, typer.Option(help="Items a cell.")] = 500,
     like: Annotated[
         str | None,
-        typer.Option(help="Shipped cell whose band holds, such as gptq/W4A16.", metavar="CELL"),
+        typer.Option(
+            help="Shipped cell whose band holds, such as gptq/W4A16.",
+            metavar="CELL",
+            autocompletion=cli_complete.like,
+        ),
     ] = None,
     baselines: Annotated[Path, typer.Option(help="Folder with the model's own baselines.")] = Path(
         "baselines"
@@ -31,19 +45,38 @@ def check(
     ] = None,
     device: Annotated[str, typer.Option(help="Where the models run.")] = "cpu",
     strict: Annotated[bool, typer.Option("--strict", help="Fail on all but 'equivalent'.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = 0,
 ) -> None:
     """Audit, measure and judge a quantized checkpoint: compressed-tensors, GPTQ, AWQ, or our own."""
     from dllm_qbench.check import Settings
     from dllm_qbench.check import check as run
+    from dllm_qbench.progress import Progress, StreamScreen
 
-    wanted = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
-    found = run(
-        Settings(
-            path, reference, wanted, items, device, method, baselines, like, strict, update, records
-        )
+    settings = Settings(
+        path,
+        reference,
+        parts(tasks),
+        items,
+        device,
+        method,
+        baselines,
+        like,
+        strict,
+        update,
+        records,
     )
-    typer.echo(found.to_json() if as_json else found.text())
+    verbosity = verbose - quiet
+    progress = Progress(StreamScreen(verbosity))
+    try:
+        found = run(settings, progress)
+    finally:
+        progress.close()
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        show(found.lines(verbosity))
     raise typer.Exit(1 if found.fails else 0)
 
 
@@ -53,11 +86,18 @@ def export(
     ],
     folder: Annotated[Path, typer.Argument(help="Folder to write; it must not hold anything.")],
     method: Annotated[
-        str | None, typer.Option(help="Quantize the model by this method first.")
+        str | None,
+        typer.Option(
+            help="Quantize the model by this method first.", autocompletion=cli_complete.method
+        ),
     ] = None,
     scheme: Annotated[
-        str | None, typer.Option(help="And to this scheme, such as W4A16-g64.")
+        str | None,
+        typer.Option(
+            help="And to this scheme, such as W4A16-g64.", autocompletion=cli_complete.scheme
+        ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a quantized model in compressed-tensors format, as other libraries read it."""
     from dllm_qbench.checkpoints.export import export_compressed_tensors
@@ -72,4 +112,9 @@ def export(
     else:
         lm = load_quantized(Path(source))
     export_compressed_tensors(lm, folder)
-    typer.echo(f"{folder}: {lm.name}, {(lm.recipe or {})['method']} {(lm.recipe or {})['scheme']}")
+    recipe = lm.recipe or {}
+    if as_json:
+        made = {"folder": str(folder), "model": lm.name, "recipe": recipe}
+        typer.echo(json.dumps(made, indent=2, allow_nan=False))
+    else:
+        typer.echo(f"{folder}: {lm.name}, {recipe['method']} {recipe['scheme']}")

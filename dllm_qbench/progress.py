@@ -139,9 +139,9 @@ class Progress:
         elapsed = duration(now - self._start)
         figures = f", {elapsed}" if now - self._start >= 1 else ""
         if total:
-            left = self._left(total, now)
             figures = f": {100 * done // total:3d} %, {done} of {total}, {elapsed}"
-            figures += f", {time_left(left)} left" if left is not None and done < total else ""
+        left = self._left(total, now)
+        figures += f", {time_left(left)} left" if left else ""
         room = shutil.get_terminal_size().columns - 3 - len(figures) if self._screen.tty else 10**6
         label = self._label
         if len(label) > room > 2:
@@ -159,9 +159,9 @@ class PytestScreen:
         self._reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
         self._capture: Any = config.pluginmanager.get_plugin("capturemanager")
         verbosity = config.get_verbosity()
-        there = self._reporter is not None
-        self.tty = there and bool(self._reporter.isatty) and not _is_dumb() and verbosity >= 0
-        self.on = there and (self.tty or verbosity > 0)
+        tty = self._reporter is not None and bool(self._reporter.isatty)
+        self.tty = tty and not _is_dumb() and verbosity >= 0
+        self.on = self._reporter is not None and (self.tty or verbosity > 0)
 
     def write(self, text: str, first: bool) -> None:
         """While a test runs, pytest captures its output, and the reporter's with it."""
@@ -199,6 +199,32 @@ class ProgressLine(Progress):
 
     def __init__(self, config: pytest.Config) -> None:
         super().__init__(PytestScreen(config))
+
+
+class RunProgress(Progress):
+    """Progress of a run of many cells: the time left is the run's, as soon as one of its cells is done."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(screen)
+        self._run = Estimate()
+        self._cells = 1
+        self._all = 1
+        self._prefix = ""
+
+    def begin(self, cell: int, cells: int, measured: int) -> None:
+        """Say that cell number ``cell`` of ``cells`` comes, and how many of those before were measured."""
+        self._run.update(measured, time.monotonic())
+        self._cells, self._all = cells, measured + cells - cell
+        self._prefix = f"[{cell + 1}/{cells}] " if cells > 1 else ""
+
+    def __call__(self, done: int, total: int, label: str) -> None:
+        """Show a part of the present cell, see :class:`Progress`."""
+        super().__call__(done, total, self._prefix + label)
+
+    def _left(self, total: int, now: float) -> float | None:
+        if self._cells == 1:
+            return super()._left(total, now)
+        return self._run.left(self._all, now)
 
 
 def _is_dumb() -> bool:

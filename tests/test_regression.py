@@ -11,18 +11,8 @@ from __future__ import annotations
 import pytest
 
 from dllm_qbench.pytest_plugin import Cell
+from dllm_qbench.quick_matrix import QUANTIZERS, TASKS
 
-TASKS = ("general", "math", "code")
-WEIGHT_ONLY = ("W4A16-g64", "W3A16-g64")
-WEIGHTS_AND_ACTIVATIONS = ("W8A8", "W4A4")
-QUANTIZERS = (
-    *((method, scheme) for method in ("rtn", "gptq", "awq") for scheme in WEIGHT_ONLY),
-    *(
-        (method, scheme)
-        for method in ("rtn", "smoothquant", "quarot", "duquant")
-        for scheme in WEIGHTS_AND_ACTIVATIONS
-    ),
-)
 CELLS = [
     pytest.param(method, scheme, task, id=f"{method}-{scheme}-{task}")
     for method, scheme in QUANTIZERS

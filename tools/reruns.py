@@ -30,8 +30,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dllm_qbench.jsonfiles import parse_json
+from dllm_qbench.quick_matrix import QUANTIZERS, TASKS
 from dllm_qbench.records import Record
-from tests.test_regression import QUANTIZERS, TASKS
 
 MODELS = ("llada-embedded", "dream-embedded")
 THREADS = (1, 2, 4)

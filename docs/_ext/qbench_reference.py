@@ -108,7 +108,9 @@ def _command(name: str, command: CommandInfo) -> Iterator[str]:
         # Inside Annotated, typer has the first name of an option where its default would be.
         given = [info.default] if isinstance(info.default, str) else []
         given += info.param_decls or []
-        names = ", ".join(given or [f"--{parameter.name.replace('_', '-')}"])
+        plain = parameter.name.replace("_", "-")
+        both = [f"--{plain}", f"--no-{plain}"]
+        names = ", ".join(given or (both if kind is bool else both[:1]))
         if isinstance(info, ArgumentInfo):
             names = parameter.name.upper() + ("..." if get_origin(kind) is list else "")
         default = "" if parameter.default in _NOTHING else f"; by default `{parameter.default}`"

@@ -7,6 +7,7 @@ import tomllib
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -24,10 +25,24 @@ FIXTURES = sorted(
     for name, value in vars(pytest_plugin).items()
     if type(value).__name__ == "FixtureFunctionDefinition"
 )
-COMMANDS = sorted(
-    command.name or (command.callback.__name__ if command.callback else "")
-    for command in cli.app.registered_commands
-)
+
+
+def _commands() -> dict[str, tuple[str, ...]]:
+    """Each command as it is typed, by its words: ``baseline show`` is one of a group."""
+    apps: dict[tuple[str, ...], Any] = {(): cli.app}
+    apps |= {(str(group.name),): group.typer_instance for group in cli.app.registered_groups}
+    found = [
+        (*group, command.name or (command.callback.__name__ if command.callback else ""))
+        for group, app in apps.items()
+        for command in app.registered_commands
+    ]
+    words = [tuple(word.replace("_", "-") for word in parts) for parts in found]
+    return {" ".join(parts): parts for parts in words}
+
+
+COMMANDS = _commands()
+GROUPS = {parts[0] for parts in COMMANDS.values() if len(parts) == 2}
+_CALL = r"(?:^|`|\$ )qbench ([a-z]+(?:-[a-z]+)*(?: [a-z]+(?![^\s`]))?)"
 
 
 def _options() -> list[str]:
@@ -58,14 +73,21 @@ def test_options_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", pages())
 def test_commands_exist(page: str) -> None:
-    named = set(re.findall(r"(?:^|`|\$ )qbench ([a-z]+)", text_of(page), re.M))
-    assert named <= set(COMMANDS), page
+    named = {command_of(words) for words in re.findall(_CALL, text_of(page), re.M)}
+    assert named <= {*COMMANDS, *GROUPS}, page
+
+
+def command_of(words: str) -> str:
+    """The command that text after ``qbench`` names: two words where the first is a group."""
+    first = words.split(" ")[0]
+    return words if first in GROUPS else first
 
 
 @pytest.mark.parametrize("page", pages())
 def test_options_of_commands_exist(page: str) -> None:
     text = text_of(page).replace("\\\n", " ")
-    for name, given in re.findall(r"(?:^|`|\$ )qbench ([a-z]+)([^\n`|&;#>]*)", text, re.M):
+    for words, given in re.findall(_CALL + r"([^\n`|&;#>]*)", text, re.M):
+        name = command_of(words)
         options = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", given))
         assert options <= options_of(name), f"{page}: qbench {name}{given}"
 
@@ -73,7 +95,9 @@ def test_options_of_commands_exist(page: str) -> None:
 @cache
 def options_of(command: str) -> set[str]:
     """What ``--help`` names."""
-    told = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200"}).output
+    told = (
+        CliRunner().invoke(cli.app, [*command.split(" "), "--help"], env={"COLUMNS": "200"}).output
+    )
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", told))
 
 

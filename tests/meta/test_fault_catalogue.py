@@ -78,7 +78,7 @@ def test_each_method_has_benign_changes() -> None:
 
 def test_cells_are_those_of_the_matrix() -> None:
     """Only those have a baseline that a fault can be told from."""
-    from tests.test_regression import QUANTIZERS
+    from dllm_qbench.quick_matrix import QUANTIZERS
 
     assert {(fault.method, fault.scheme) for fault in FAULTS} <= set(QUANTIZERS)
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from dllm_qbench import cli
+from dllm_qbench import __version__, cli, cli_complete, cli_output
 from dllm_qbench.outcomes import Outcome, OutcomeFile, read_records
+from tests.helpers.command import qbench as run
 from tests.helpers.records import make_record
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the command line in this process and return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["qbench", *arguments])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return int(left.value.code or 0)
+from tests.helpers.screens import Stream
 
 
 def write(path: Path, cell: str, counts: tuple[int, int, int, int] = (80, 10, 2, 8)) -> Path:
@@ -51,6 +50,13 @@ def test_merge_joins_shards_and_names_what_contradicts(
     assert run(monkeypatch, "merge", str(out), str(one), str(two)) == 0
     assert "2 results" in capsys.readouterr().out
     assert {record.method for record in read_records(out)} == {"gptq", "awq"}
+    assert run(monkeypatch, "merge", "--json", str(out), str(out), str(one)) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "entries": 2,
+        "repeated": 1,
+        "interrupted": [],
+        "out": str(out),
+    }
     before = out.read_bytes()
     other = write(tmp_path / "3.jsonl", "awq/W4A16-g128/gsm8k", (70, 20, 2, 8))
     assert run(monkeypatch, "merge", str(out), str(out), str(other)) == 2
@@ -65,7 +71,10 @@ def test_compare_sets_a_run_beside_the_paper(
     assert run(monkeypatch, "compare", records, "paper") == 0
     assert "gptq/W4A16-g128/gsm8k" in capsys.readouterr().out
     assert run(monkeypatch, "compare", records, "paper", "--format", "json") == 0
-    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    as_json = capsys.readouterr().out
+    (row,) = json.loads(as_json)["rows"]
+    assert run(monkeypatch, "compare", records, "paper", "--json") == 0
+    assert capsys.readouterr().out == as_json
     assert row["cell"] == "gptq/W4A16-g128/gsm8k"
     assert run(monkeypatch, "compare", records, str(tmp_path / "nothing.jsonl")) == 2
     assert "nothing.jsonl" in capsys.readouterr().err
@@ -73,12 +82,275 @@ def test_compare_sets_a_run_beside_the_paper(
     assert "format 'xml' is unknown" in capsys.readouterr().err
 
 
-def test_the_installed_command_has_examples_in_its_help() -> None:
-    for command in ("doctor", "merge", "compare"):
-        shown = subprocess.run(
-            [sys.executable, "-m", "dllm_qbench.cli", command, "--help"],
+def test_init_says_in_json_what_it_wrote(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = ("init", "--subject", "mine:quantize", "--folder", str(tmp_path), "--json")
+    assert run(monkeypatch, *given) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["path"] == str(tmp_path / "test_quantization.py")
+    assert len(found["next_steps"]) == 3
+
+
+# --- help and errors -------------------------------------------------------------------------------
+
+COMMANDS = {
+    command.name or command.callback.__name__.replace("_", "-"): command
+    for command in cli.app.registered_commands
+    if command.callback
+}
+GROUPS = {group.name: group.typer_instance for group in cli.app.registered_groups}
+
+
+def shown(
+    *arguments: str, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, its output piped."""
+    return subprocess.run(
+        [sys.executable, "-m", "dllm_qbench.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=check,
+        env=os.environ | environment,
+    )
+
+
+def test_help_says_what_each_exit_status_means() -> None:
+    text = shown("--help").stdout
+    for status in (0, 1, 2, cli.INTERRUPTED, cli.UNREAD):
+        assert re.search(rf"^    {status} +\w", text, re.MULTILINE)
+
+
+def test_every_command_has_an_example_that_it_takes() -> None:
+    """The example's command is the one whose help it is in, and its options are known."""
+    listed = [("qbench", name, command) for name, command in COMMANDS.items()]
+    for group, app in GROUPS.items():
+        listed += [
+            (f"qbench {group}", c.callback.__name__, c)
+            for c in app.registered_commands
+            if c.callback
+        ]
+    assert len(listed) >= 13
+    for prefix, name, command in listed:
+        assert command.epilog is not None, name
+        example = command.epilog.removeprefix("Example: ")
+        assert example.startswith(f"{prefix} {name} ")
+        declared = str(inspect.signature(command.callback, eval_str=True))
+        for option in re.findall(r"--[a-z-]+", example):
+            plain = option.removeprefix("--").replace("-", "_")
+            assert plain in declared or option in declared, (name, option)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("run", "--help"), ("rnu",), ("run", "--metods")]
+)
+def test_help_and_errors_are_plain_text_of_bounded_width(arguments: tuple[str, ...]) -> None:
+    """Also where colours are forced on everybody, or the terminal is wide."""
+    forced = {"FORCE_COLOR": "1", "GITHUB_ACTIONS": "true", "COLUMNS": "300", "PY_COLORS": "1"}
+    done = shown(*arguments, check=False, **forced)
+    text = done.stdout + done.stderr
+    assert "\x1b" not in text
+    assert len(text.splitlines()) > 2
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_mistyped_name_is_answered_with_the_near_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "rnu") == 2
+    assert "Did you mean 'run'?" in capsys.readouterr().err
+    assert run(monkeypatch, "run", "--metods", "rtn") == 2
+    assert "--methods" in capsys.readouterr().err
+    assert run(monkeypatch, "baseline", "dif", "a", "b") == 2
+    assert "Did you mean 'diff'?" in capsys.readouterr().err
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"qbench {__version__}\n"
+
+
+def test_help_and_completion_stay_light() -> None:
+    """Neither torch nor scipy nor rich: a key pressed in a shell must not wait for them."""
+    code = (
+        "import os, sys\n"
+        "from dllm_qbench import cli\n"
+        "sys.argv = ['qbench'] + sys.argv[1:]\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = ('torch', 'scipy', 'numpy', 'pandas', 'transformers', 'rich', 'jsonschema', 'jinja2')\n"
+        "print('LOADED', *[name for name in heavy if name in sys.modules])\n"
+    )
+    for arguments, environment in (
+        (["--help"], {}),
+        (["run", "--help"], {}),
+        ([], completing("qbench run --methods gptq,")),
+        ([], completing("qbench baseline show llada-embedded gptq/")),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
             capture_output=True,
             text=True,
             check=True,
+            env=os.environ | environment,
         )
-        assert f"Example: qbench {command}" in shown.stdout
+        assert len(done.stdout.splitlines()) > 2
+        assert done.stdout.splitlines()[-1] == "LOADED", done.stdout
+
+
+# --- how a command ends ----------------------------------------------------------------------------
+
+
+def test_an_interrupt_is_130_and_a_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dllm_qbench.doctor.diagnose", interrupted)
+    assert run(monkeypatch, "doctor") == 130
+    assert capsys.readouterr().err == "qbench: interrupted\n"
+
+
+def test_a_reader_that_leaves_is_141_and_nothing_is_said(tmp_path: Path) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(
+        [sys.executable, "-m", "dllm_qbench.cli", "baseline", "show", "llada-embedded", "--json"],
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+# --- colours ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tty", "environment", "colored"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"TERM": "dumb"}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+        (False, {"FORCE_COLOR": "1"}, True),
+        (False, {"FORCE_COLOR": "1", "TERM": "dumb"}, True),
+        (False, {"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+        (False, {"NO_COLOR": "1", "PY_COLORS": "1"}, True),
+        (True, {"FORCE_COLOR": "1", "PY_COLORS": "0"}, False),
+    ],
+)
+def test_colours_follow_the_rules_that_pytest_has(
+    monkeypatch: pytest.MonkeyPatch, tty: bool, environment: dict[str, str], colored: bool
+) -> None:
+    from _pytest._io.terminalwriter import should_do_markup
+
+    for name in ("NO_COLOR", "FORCE_COLOR", "PY_COLORS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cli_output.takes_color(Stream(tty)) == colored
+    assert should_do_markup(Stream(tty)) == colored
+
+
+def test_lines_have_their_colour_only_where_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [("fails", "red"), ("plain", None)]
+    for color, expected in (("1", "\x1b[31mfails\x1b[0m\nplain\n"), ("0", "fails\nplain\n")):
+        monkeypatch.setenv("PY_COLORS", color)
+        cli_output.show(lines)
+        assert capsys.readouterr().out == expected
+
+
+# --- completion ------------------------------------------------------------------------------------
+
+
+def completing(line: str) -> dict[str, str]:
+    """What bash sets when the tab key is pressed at the end of a line."""
+    return {
+        "_QBENCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("qbench tr", ["train-embedded"]),
+        ("qbench baseline u", ["update"]),
+        ("qbench run --model dream-e", ["dream-embedded"]),
+        ("qbench run --methods gptq,d", ["gptq,duquant"]),
+        ("qbench run --schemes W8", ["W8A8"]),
+        ("qbench run --tasks math,c", ["math,code"]),
+        ("qbench check x --like smoothquant/W4", ["smoothquant/W4A4"]),
+        ("qbench baseline show dream", ["dream-embedded"]),
+        ("qbench baseline show dream-embedded awq/W3A16-g64/m", ["awq/W3A16-g64/math"]),
+        ("qbench train-embedded --after s", ["settled"]),
+    ],
+)
+def test_a_shell_completes_names(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    expected: list[str],
+) -> None:
+    for name, value in completing(line).items():
+        monkeypatch.setenv(name, value)
+    assert run(monkeypatch) == 0
+    assert capsys.readouterr().out.split() == expected
+
+
+def test_what_is_in_a_list_already_is_not_offered_again() -> None:
+    assert "gptq,gptq" not in cli_complete.methods("gptq,")
+    assert cli_complete.methods("gptq,awq,r") == ["gptq,awq,rtn"]
+
+
+def test_cells_of_what_cannot_be_read_are_none(tmp_path: Path) -> None:
+    broken = tmp_path / "toy.json"
+    broken.write_text("{")
+    for name in (str(broken), "nowhere", ""):
+        ctx: Any = SimpleNamespace(params={"baselines": name})
+        assert cli_complete.cells(ctx, "") == []
+
+
+# --- train-embedded --------------------------------------------------------------------------------
+
+
+def test_training_is_asked_for_as_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(
+        "dllm_qbench.models.embedded.train.train", lambda *a, **k: calls.append((a, k))
+    )
+    given = ("train-embedded", "--model", "dream", "--out", str(tmp_path), "--steps", "7", "-v")
+    assert run(monkeypatch, *given, "--seed", "3", "--after", "natural") == 0
+    ((recipe, out, after), settings) = calls[0]
+    assert (recipe.architecture, recipe.seed, out, after) == ("Dream", 3, tmp_path, "natural")
+    assert [stage.steps for stage in (recipe.natural, recipe.settled, recipe.polished)] == [7] * 3
+    assert settings == {"verbosity": 1}
+    assert f"qbench run --model {tmp_path / 'polished'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--model", "bert"), "--model is 'bert', expected llada or dream"),
+        (("--after", "polished"), "--after is 'polished', expected natural or settled"),
+        (("--steps", "0"), "--steps is 0, expected 1 or more"),
+    ],
+)
+def test_bad_training_options_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    told: str,
+) -> None:
+    assert run(monkeypatch, "train-embedded", "--out", "x", *arguments) == 2
+    assert told in capsys.readouterr().err

@@ -117,7 +117,7 @@ def test_the_papers_band_judges_a_real_model_that_has_no_baseline(full: Suite) -
     cell = "smoothquant/W4A4/gsm8k"
     plan(full, **{cell: [20, 480, 0, 200]})
     selected = ("-m", "full", BASE, "-k", "smoothquant and gsm8k", "--qbench-limit=700")
-    result = full.run(*selected)
+    result = full.run(*selected, "-v")
     result.assert_outcomes(passed=1, deselected=4)
     result.stdout.fnmatch_lines([f"{cell}  *collapse >=*equivalent"])
     plan(full, **{cell: [500, 0, 0, 200]})

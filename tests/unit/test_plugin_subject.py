@@ -29,7 +29,7 @@ def suite(pytester: pytest.Pytester) -> Suite:
 
 
 def test_option_alone_runs_the_cells_of_the_subject_and_nothing_else(suite: Suite) -> None:
-    result = suite.run(MINE, "--qbench-like=gptq/W4A16", "--qbench-schemes=W4A16-g64,W8A8")
+    result = suite.run("-v", MINE, "--qbench-like=gptq/W4A16", "--qbench-schemes=W4A16-g64,W8A8")
     result.assert_outcomes(passed=6)
     cells = [f"mine/{s}/{t}" for s in ("W4A16-g64", "W8A8") for t in ("general", "math", "code")]
     assert all(cell in result.stdout.str() for cell in cells)
@@ -37,7 +37,8 @@ def test_option_alone_runs_the_cells_of_the_subject_and_nothing_else(suite: Suit
 
 
 def test_option_beside_tests_that_are_named_runs_both(suite: Suite) -> None:
-    result = suite.run("test_cells.py", MINE, "--qbench-like=gptq/W4A16", "--qbench-tasks=math")
+    given = ("-v", MINE, "--qbench-like=gptq/W4A16", "--qbench-tasks=math")
+    result = suite.run("test_cells.py", *given)
     assert "mine/W4A16-g64/math" in result.stdout.str()
     assert "gptq/W4A16-g64/code" in result.stdout.str()
 
@@ -68,7 +69,7 @@ def test_fixture_takes_a_function_and_a_name(suite: Suite) -> None:
 
 
 def test_band_of_another_holds_until_a_baseline_is_recorded_and_is_its_first(suite: Suite) -> None:
-    arguments = (MINE, "--qbench-like=gptq/W4A16", "--qbench-tasks=math")
+    arguments = ("-v", MINE, "--qbench-like=gptq/W4A16", "--qbench-tasks=math")
     before = suite.run(*arguments)
     assert "graceful 5..15" in before.stdout.str()
     assert not suite.baseline.exists()

@@ -18,6 +18,7 @@ import os
 import random
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from dllm_qbench.models import dream, llada, loading
 from dllm_qbench.models.embedded import corpus, items, outliers, vocabulary
 from dllm_qbench.models.embedded.recipes import RECIPES, Mix, Recipe, Stage
 from dllm_qbench.models.lm import DiffusionLM
+from dllm_qbench.progress import Progress, StreamScreen
 from dllm_qbench.seeding import derive
 
 RANKS = 2
@@ -159,8 +161,16 @@ def answer_lengths(model: Model) -> dict[str, int]:
     return {family: items.answer_length(family, closed) for family in items.FAMILIES}
 
 
-def run_stage(model: Model, stage: Stage, rank: int, seed: int, label: str, log: Any) -> None:
-    """Train in place; gradients are averaged over the ranks."""
+def run_stage(
+    model: Model,
+    stage: Stage,
+    rank: int,
+    seed: int,
+    label: str,
+    log: Any,
+    told: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train in place; gradients are averaged over the ranks. ``told`` gets the steps done."""
     decay = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     plain = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
     optimizer = torch.optim.AdamW(
@@ -196,6 +206,7 @@ def run_stage(model: Model, stage: Stage, rank: int, seed: int, label: str, log:
                 at += p.numel()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
+        told(step + 1)
         if (step + 1) % 100 == 0:
             log({"stage": label, "step": step + 1, "seconds": round(time.monotonic() - start, 1),
                  "cpu_seconds": round(time.process_time() - start_cpu, 1), "lr": round(stage.rate(step), 6),
@@ -273,7 +284,9 @@ def _own_core(rank: int) -> None:
             os.sched_setaffinity(0, {cores[rank]})
 
 
-def _worker(rank: int, recipe: Recipe, out: Path, after: str | None, port: int) -> None:
+def _worker(
+    rank: int, recipe: Recipe, out: Path, after: str | None, port: int, verbosity: int | None
+) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
@@ -285,7 +298,8 @@ def _worker(rank: int, recipe: Recipe, out: Path, after: str | None, port: int) 
     def log(record: dict[str, Any]) -> None:
         if rank == 0:
             records.append(record)
-            print(json.dumps(record), flush=True)
+            if verbosity is None or verbosity > 0:
+                print(json.dumps(record), flush=True)
             path.write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
 
     stages = list(_WRITTEN)
@@ -300,25 +314,38 @@ def _worker(rank: int, recipe: Recipe, out: Path, after: str | None, port: int) 
             # Out of the mapped file: kernels sum in another order where memory is not aligned.
             parameter.data = parameter.data.clone()
         stages = stages[stages.index(after) + 1 :]
+    shown = Progress(StreamScreen(verbosity or 0))
+    total, done = sum(getattr(recipe, stage).steps for stage in stages), 0
     for stage in stages:
         if stage == "settled":
             put_outliers(model, recipe)
-        run_stage(model, getattr(recipe, stage), rank, recipe.seed, stage, log)
+
+        def told(step: int, stage: str = stage, done: int = done) -> None:
+            if rank == 0 and verbosity is not None:
+                shown(done + step, total, f"training, stage {stage}")
+
+        run_stage(model, getattr(recipe, stage), rank, recipe.seed, stage, log, told)
+        done += getattr(recipe, stage).steps
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(parameter.to(_WRITTEN[stage]))
         if rank == 0:
             loading.save(as_lm(model), out / stage, _WRITTEN[stage])
+    shown.close()
     dist.destroy_process_group()
 
 
-def train(recipe: Recipe, out: Path, after: str | None = None) -> None:
+def train(
+    recipe: Recipe, out: Path, after: str | None = None, verbosity: int | None = None
+) -> None:
     """Train; each stage writes a checkpoint of its name below ``out``, ``polished`` is the one to ship.
 
     Args:
         recipe: what to train.
         out: folder; ``training_log.jsonl`` in it gets the recipe and every 100th step's loss.
         after: the last stage that is already there.
+        verbosity: ``None`` prints the log's rows as they come; a number shows progress on the standard error
+            instead, and from 1 on the rows too.
 
     Raises:
         QBenchError: what is there was trained by another recipe.
@@ -329,7 +356,7 @@ def train(recipe: Recipe, out: Path, after: str | None = None) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_worker, args=(recipe, out, after, port), nprocs=RANKS, join=True)  # type: ignore[attr-defined, no-untyped-call]
+    mp.spawn(_worker, args=(recipe, out, after, port, verbosity), nprocs=RANKS, join=True)  # type: ignore[attr-defined, no-untyped-call]
 
 
 def main() -> None:
