@@ -6,7 +6,8 @@ are large over all tokens, *massive* ones are extreme values on few tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -18,7 +19,13 @@ from dllm_qbench.seeding import derive
 if TYPE_CHECKING:
     import pandas as pd
 
-_NAMED_BY = {"q_proj": "qkv", "gate_proj": "gate_up", "o_proj": "o_proj", "down_proj": "down_proj"}
+NAMED_BY: Final = {
+    "q_proj": "qkv",
+    "gate_proj": "gate_up",
+    "o_proj": "o_proj",
+    "down_proj": "down_proj",
+}
+"""The linear that each input is read at, and what the input is called."""
 
 
 def outliers(
@@ -53,23 +60,28 @@ def outliers(
 
     rows: list[dict[str, Any]] = []
     for ratio in mask_ratios:
-        batches = _canvases(lm, ids, ratio, seed)
+        batches = canvases(lm, ids, ratio, seed)
         for name, x_ND in _inputs(lm, batches).items():
             layer, leaf = name.split(".")[2], name.rpartition(".")[2]
             rows.append(
                 {
                     "mask_ratio": ratio,
                     "layer": int(layer),
-                    "input": _NAMED_BY[leaf],
-                    **_statistics(x_ND),
+                    "input": NAMED_BY[leaf],
+                    **statistics(x_ND),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _canvases(
+def canvases(
     lm: DiffusionLM, ids: torch.Tensor | None, ratio: float, seed: int
 ) -> list[torch.Tensor]:
+    """Hide a share of the tokens of given canvases ``[B, T]``, or of 96 calibration texts.
+
+    Raises:
+        ValueError: no canvases are given, and the model has no tokenizer to read texts with.
+    """
     if ids is not None:
         rows = [(lm.as_ids(row), 0) for row in ids]
     else:
@@ -81,7 +93,11 @@ def _canvases(
         question = int(lm.tokenizer.convert_tokens_to_ids("?"))  # type: ignore[arg-type]
         for text in calibration_texts(96, seed):
             row = lm.as_ids(lm.tokenizer(text).input_ids)
-            rows.append((row, int((row == question).nonzero()[0]) + 1))
+            marks = (row == question).nonzero()
+            # A vocabulary of byte pairs may have no token that is the question mark alone.
+            asked = text[: text.index("?") + 1]
+            end = int(marks[0]) + 1 if len(marks) else len(lm.tokenizer(asked).input_ids)
+            rows.append((row, end))
     made = []
     for index, (row, start) in enumerate(rows):
         generator = torch.Generator().manual_seed(derive(seed, "outliers", index))
@@ -91,15 +107,27 @@ def _canvases(
     return made
 
 
-def _inputs(lm: DiffusionLM, canvases: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    seen: dict[str, list[torch.Tensor]] = {}
+def each_input(
+    lm: DiffusionLM,
+    canvases: Collection[torch.Tensor],
+    take: Callable[[str, torch.Tensor], None],
+    names: Collection[str] | None = None,
+) -> None:
+    """Run canvases; hand over what linears read, as they would round it: ``take(name, x [N, D])``.
+
+    Args:
+        lm: any model, quantized or not.
+        canvases: run one after the other.
+        take: called once a canvas and linear, with a tensor on the model's device.
+        names: full names of linears; by default one for every input, see :data:`NAMED_BY`.
+    """
     hooks = []
     for name, module in linear_layers(lm.model).items():
-        if name.rpartition(".")[2] in _NAMED_BY:
+        if name in names if names is not None else name.rpartition(".")[2] in NAMED_BY:
 
             def keep(m: Any, args: tuple[torch.Tensor, ...], name: str = name) -> None:
                 x = m.turned(args[0]) if isinstance(m, QuantLinear) else args[0]
-                seen.setdefault(name, []).append(x.detach().flatten(0, -2).float().cpu())
+                take(name, x.detach().flatten(0, -2).float())
 
             hooks.append(module.register_forward_pre_hook(keep))
     try:
@@ -108,13 +136,18 @@ def _inputs(lm: DiffusionLM, canvases: list[torch.Tensor]) -> dict[str, torch.Te
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _inputs(lm: DiffusionLM, canvases: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    seen: dict[str, list[torch.Tensor]] = {}
+    each_input(lm, canvases, lambda name, x_ND: seen.setdefault(name, []).append(x_ND.cpu()))
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
-def _statistics(x_ND: torch.Tensor) -> dict[str, float]:
+def statistics(x_ND: torch.Tensor) -> dict[str, float]:
+    """Return the figures of one input ``[N, D]`` that :func:`outliers` tells."""
     size_ND = x_ND.abs().double()
-    token_N = size_ND.amax(dim=1)
-    channel_D = size_ND.median(dim=0).values
+    token_ratio, channel_ratio = ratios(size_ND)
     top = size_ND >= size_ND.flatten().kthvalue(max(1, int(0.999 * size_ND.numel()))).values
     centred = x_ND.double() - x_ND.double().mean()
     median = float(size_ND.median())
@@ -126,8 +159,18 @@ def _statistics(x_ND: torch.Tensor) -> dict[str, float]:
         if size_ND.numel() < 16_000_000
         else float("nan"),
         "kurtosis": float((centred**4).mean() / (centred**2).mean() ** 2),
-        "token_ratio": float(token_N.max() / token_N.median()),
-        "channel_ratio": float(channel_D.max() / channel_D.median()),
+        "token_ratio": token_ratio,
+        "channel_ratio": channel_ratio,
         "token_share": float(top.any(dim=1).double().mean()),
         "channel_share": float(top.any(dim=0).double().mean()),
     }
+
+
+def ratios(size_ND: torch.Tensor) -> tuple[float, float]:
+    """Return the token ratio and the channel ratio of magnitudes ``[N, D]``, see :func:`outliers`."""
+    token_N = size_ND.amax(dim=1)
+    channel_D = size_ND.median(dim=0).values
+    return (
+        float(token_N.max() / token_N.median()),
+        float(channel_D.max() / channel_D.median()),
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dllm_qbench.evaluation.outliers import _statistics, outliers
+from dllm_qbench.evaluation.outliers import outliers, statistics
 from dllm_qbench.models.embedded import outliers as surgery
 from tests.helpers.tiny import tiny_llada
 
@@ -15,7 +15,7 @@ from tests.helpers.tiny import tiny_llada
 def test_one_massive_value_shows_in_token_ratio_not_in_channel_ratio() -> None:
     x_ND = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
     x_ND[7, 3] = 900.0
-    found = _statistics(x_ND)
+    found = statistics(x_ND)
     assert found["max"] == 900.0
     assert found["token_ratio"] > 100
     assert found["channel_ratio"] < 1.5
@@ -25,14 +25,14 @@ def test_one_massive_value_shows_in_token_ratio_not_in_channel_ratio() -> None:
 def test_one_large_channel_shows_in_channel_ratio_not_in_token_ratio() -> None:
     x_ND = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
     x_ND[:, 3] *= 30
-    found = _statistics(x_ND)
+    found = statistics(x_ND)
     assert found["channel_ratio"] > 20
     assert found["token_ratio"] < 8
     assert found["channel_share"] == 1 / 16
 
 
 def test_normal_values_have_kurtosis_three() -> None:
-    assert _statistics(torch.randn(20_000, 8, generator=torch.Generator().manual_seed(1)))[
+    assert statistics(torch.randn(20_000, 8, generator=torch.Generator().manual_seed(1)))[
         "kurtosis"
     ] == pytest.approx(3, abs=0.1)
 
