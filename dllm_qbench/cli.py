@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from dllm_qbench import __version__, cli_baseline, cli_complete
 from dllm_qbench.cli_check import check, export
 from dllm_qbench.cli_output import Json, parts
+from dllm_qbench.cli_report import report
 from dllm_qbench.cli_run import run
 from dllm_qbench.cli_summary import summary
 from dllm_qbench.cli_train import train_embedded
@@ -95,6 +96,10 @@ app.command(
     short_help="Audit, measure and judge a quantized checkpoint.",
     epilog="Example: qbench check ./quantized --reference llada-embedded --like gptq/W4A16",
 )(check)
+app.command(
+    short_help="Write the page that shows a run.",
+    epilog="Example: qbench report records.jsonl --out report.html",
+)(report)
 app.command(
     short_help="Summarize a run in Markdown.",
     epilog="Example: qbench summary records.jsonl --base base.jsonl",
