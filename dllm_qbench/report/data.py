@@ -30,7 +30,8 @@ What :func:`build` returns (ReportData)::
                 local_baseline, suspect}, recipe, provenance, seconds, versions
 
 Of a cell without a record (it could not be measured) ``reference``, ``quantized``, ``trajectory``,
-``seconds``, ``versions`` and every number in ``fidelity`` and ``layers`` are null, its lists empty.
+``seconds``, ``versions`` and every number in ``layers`` are null, its other lists and ``fidelity`` empty.
+``fidelity`` has those of its names that were measured.
 """
 
 from __future__ import annotations

@@ -55,19 +55,17 @@ def _log10(value: object, field: str) -> float:
     return round(math.log10(found + _LEAST_KL), 4)
 
 
-def fidelity_means(fidelity: Mapping[str, Any], place: str) -> dict[str, float | int | None]:
-    """The counts, the means over canvases and the agreement; ``None`` each where it was not measured."""
-    found: dict[str, float | int | None] = {}
+def fidelity_means(fidelity: Mapping[str, Any], place: str) -> dict[str, float]:
+    """The counts, the means over canvases and the agreement: those that were measured."""
+    found: dict[str, float] = {}
     for name in ("canvases", "masked_tokens"):
-        given = fidelity.get(name)
-        found[name] = None if given is None else count(given, f"{place}: fidelity.{name}")
+        if name in fidelity:
+            found[name] = count(fidelity[name], f"{place}: fidelity.{name}")
     for name in _MEANS:
-        values = numbers(fidelity.get(name, ()), f"{place}: fidelity.{name}")
-        found[name] = round(math.fsum(values) / len(values), 4) if values else None
-    given = fidelity.get("agreement")
-    found["agreement"] = (
-        None if given is None else round(_share(given, f"{place}: fidelity.agreement"), 4)
-    )
+        if values := numbers(fidelity.get(name, ()), f"{place}: fidelity.{name}"):
+            found[name] = round(math.fsum(values) / len(values), 4)
+    if "agreement" in fidelity:
+        found["agreement"] = round(_share(fidelity["agreement"], f"{place}: fidelity.agreement"), 4)
     return found
 
 

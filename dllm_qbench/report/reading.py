@@ -76,6 +76,7 @@ def _cell(outcome: Outcome, source: str) -> Cell:
     place = f"{source}{outcome.cell} on {outcome.model}"
     reject_non_finite(outcome.verdict, f"{place}: verdict")
     check_outcome(outcome, place)
+    count(outcome.items, f"{place}: field 'items'")
     for name in ("drop", "interval"):
         given = outcome.verdict.get(name) if outcome.verdict else None
         for value in given if isinstance(given, list) else [given]:
@@ -86,6 +87,10 @@ def _cell(outcome: Outcome, source: str) -> Cell:
     record = Record.from_dict(outcome.record, f"{place}: record")
     if (record.model, record.cell) != (outcome.model, outcome.cell):
         raise QBenchError(f"{place}: its record is about {record.cell} on {record.model}")
+    if record.items != outcome.items:
+        raise QBenchError(
+            f"{place}: field 'items' is {outcome.items}, its record has {record.items}"
+        )
     for name, profile in (("layer_sqnr", record.layer_sqnr), ("local_sqnr", record.local_sqnr)):
         for module, sqnr in profile.items():
             number(sqnr, f"{place}: record: {name}[{module!r}]")
@@ -109,8 +114,8 @@ def numbers(value: object, field: str) -> list[float]:
 
 
 def count(value: object, field: str) -> int:
-    """A whole number, zero or more."""
-    if type(value) is not int or value < 0:
+    """A whole number, zero or more, that a browser's numbers hold exactly."""
+    if type(value) is not int or not 0 <= value < 2**53:
         raise QBenchError(f"{field} is {value!r:.60}, expected a whole number, zero or more")
     return value
 
