@@ -17,7 +17,7 @@ from typing import Any, Final
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _DESKTOP: Final = (1440, 900)
 _PHONE: Final = (360, 800)
-_COLORS: Final = 128
+_COLORS: Final = 256
 
 
 def main(page: Path, folder: Path, cell: str | None = None) -> None:
@@ -69,7 +69,7 @@ def _shot(
             " if (!found) throw new Error(`no cell ${id}`); found.click(); }",
             cell,
         )
-        shown.locator("dialog[open] .tables").wait_for()
+        shown.locator("dialog[open] .body > .full").wait_for()
         plots = shown.locator("dialog .plot")
         for index in range(plots.count()):
             plots.nth(index).and_(shown.locator(".drawn")).wait_for()
@@ -84,7 +84,12 @@ def _smaller(png: bytes) -> bytes:
     except ImportError:
         return png
     with Image.open(BytesIO(png)) as image:
-        reduced = image.convert("RGB").quantize(_COLORS, dither=Image.Dither.NONE)
+        reduced = image.convert("RGB").quantize(
+            # Rare colours count: a verdict's sign is a few pixels.
+            _COLORS,
+            method=Image.Quantize.MAXCOVERAGE,
+            dither=Image.Dither.NONE,
+        )
     out = BytesIO()
     reduced.save(out, "PNG", optimize=True)
     return out.getvalue()

@@ -88,7 +88,8 @@ def _library() -> str:
     """Vega, Vega-Lite and vega-embed as one script that needs no other."""
     import vl_convert
 
-    bundle: str = vl_convert.javascript_bundle(None)
+    # Its stub asks for a snippet; without one the libraries are put on the window.
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
     return bundle
 
 

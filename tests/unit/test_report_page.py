@@ -1,0 +1,473 @@
+"""The report's page without a browser: its shape, its charts, its colours, its policy, its escaping."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dllm_qbench.errors import QBenchError
+from dllm_qbench.report import charts, view
+from dllm_qbench.report.page import render, write_page
+from dllm_qbench.verdict.bands import Band
+from dllm_qbench.verdict.findings import Status
+from tests.helpers.report_example import BROKEN, FAILING, example
+
+ASSETS = resources.files("dllm_qbench.report").joinpath("assets")
+HOSTILE = "</script></style><img src=x onerror=window.hit=1>\"'<!--"
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(example())
+
+
+class Elements(HTMLParser):
+    """Start tags with their attributes, and the text of scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.raw: dict[int, str] = {}
+        self._inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag in {"script", "style"}
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            at = len(self.tags) - 1
+            self.raw[at] = self.raw.get(at, "") + data
+
+    def texts(self, tag: str, **attributes: str) -> list[str]:
+        return [
+            self.raw.get(at, "")
+            for at, (name, found) in enumerate(self.tags)
+            if name == tag and all(found.get(key) == value for key, value in attributes.items())
+        ]
+
+
+def unpacked(text: str) -> str:
+    return gzip.decompress(base64.b64decode(text)).decode()
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "said"),
+    [
+        (("version",), 2, "field version is 2, this page is made of version 1"),
+        (("generated",), None, "field generated is None, expected text"),
+        (("verdict", "failing"), -1, "field verdict.failing is -1, expected a whole number"),
+        (("verdict", "fails"), 1, "field verdict.fails is 1, expected true or false"),
+        (("cells", 3, "drop"), "x", "field cells[3].drop is 'x', expected a finite number"),
+        (
+            ("cells", 3, "drop"),
+            float("nan"),
+            "field cells[3].drop is nan, expected a finite number",
+        ),
+        (("cells", 0, "interval"), [1.0], "field cells[0].interval is [1.0], expected a list of 2"),
+        (
+            ("cells", 1, "discordant", "shown", 0, "item"),
+            7,
+            "cells[1].discordant.shown[0].item is 7",
+        ),
+        (("cells", 4, "layers", "local"), [1.0], "field cells[4].layers.local's length is 1"),
+        (("cells", 4, "layers", "suspect"), 99, "field cells[4].layers.suspect is 99, expected"),
+        (("cells", 2, "versions"), 1, "field cells[2].versions is 1, expected a position"),
+        (
+            ("models", 0, "rows", 1, "cells"),
+            [0],
+            "models[0].rows[1].cells is [0], expected a list of 3",
+        ),
+        (("models", 0, "rows", 1, "cells", 2), 30, "field models[0].rows[1].cells[2] is 30"),
+        (("profiles", "llada-embedded", 2), 5, "field profiles['llada-embedded'][2] is 5"),
+        (("comparison", "changed", 0, "cell"), 30, "field comparison.changed[0].cell is 30"),
+        (("outliers", 0, "png"), "https://x/y.png", "field outliers[0].png is 'https://x/y.png'"),
+        (("roofline", "roofs", "GB/s"), "fast", "field roofline.roofs.GB/s is 'fast'"),
+    ],
+)
+def test_data_of_another_shape_is_an_error_that_names_the_field(
+    at: tuple[str | int, ...], value: object, said: str
+) -> None:
+    data = example()
+    inner: Any = data
+    for part in at[:-1]:
+        inner = inner[part]
+    inner[at[-1]] = value
+    with pytest.raises(QBenchError, match=re.escape(said)):
+        render(data)
+
+
+def _paths(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Every named field of the data, the first of each list."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield (*path, name)
+            yield from _paths(inner, (*path, name))
+    elif isinstance(value, list) and value:
+        yield from _paths(value[0], (*path, 0))
+
+
+# Names of these are data, and what a bin or the fidelity holds beside what is drawn is nobody's promise.
+_FREE = {"counts", "profiles", "items", "peaks", "fidelity", "agreement", "tokens", "contributors"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in _paths({**example(), "cells": example()["cells"][1:2]})
+        if isinstance(path[-1], str) and not _FREE.intersection(path[-2:-1] or ())
+        and not (_FREE - {"items"}).intersection(path[:-1]) and path[0] != "items"
+        and path[-1] not in {"agreement", "tokens"}
+    ],
+    ids=lambda path: ".".join(map(str, path)),
+)  # fmt: skip
+def test_each_field_is_needed(path: tuple[str | int, ...]) -> None:
+    from dllm_qbench.report.shape import check
+
+    data = {**example(), "cells": example()["cells"][1:2], "comparison": None}
+    for model in data["models"]:
+        for row in model["rows"]:
+            row["cells"] = [0, None, None]
+    if path[0] == "comparison" and len(path) > 1:
+        data["comparison"] = example()["comparison"]
+        data["comparison"]["changed"] = data["comparison"]["changed"][:1]
+        data["comparison"]["changed"][0]["cell"] = 0
+    check(data)
+    inner: Any = data
+    for part in path[:-1]:
+        inner = inner[part]
+    del inner[path[-1]]
+    with pytest.raises(QBenchError, match=re.escape(str(path[-1]))):
+        check(data)
+
+
+def test_no_cell_at_all_is_a_page_too() -> None:
+    data = example()
+    data |= {"cells": [], "models": [], "profiles": {}, "items": {}, "environments": []}
+    data |= {"comparison": None, "outliers": [], "roofline": None}
+    data["verdict"] |= {"fails": False, "failing": 0, "cells": 0, "counts": {}, "first": []}
+    data["verdict"]["headline"] = "No cell was measured"
+    page = render(data)
+    assert "No cell was measured</h1>" in page
+    assert "behaves as its baseline allows" not in page
+
+
+def test_the_same_data_is_the_same_page(page: str) -> None:
+    assert render(example()) == page
+
+
+def test_the_policy_admits_what_the_page_runs_and_nothing_else(page: str) -> None:
+    elements = Elements(page)
+    (policy,) = [
+        found["content"] or ""
+        for tag, found in elements.tags
+        if tag == "meta" and found.get("http-equiv") == "Content-Security-Policy"
+    ]
+    parts = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert parts["default-src"] == "'none'"
+    assert parts["connect-src"] == "'none'"
+    assert parts["img-src"] == "data:"
+    assert "unsafe" not in policy
+    (style,) = elements.texts("style")
+    scripts = [
+        elements.raw[at]
+        for at, (tag, found) in enumerate(elements.tags)
+        if tag == "script" and "type" not in found
+    ]
+    (library,) = elements.texts("script", id="library")
+    allowed = [_hash(text) for text in (*scripts, unpacked(library))]
+    assert parts["style-src"] == _hash(style)
+    assert parts["script-src"].split() == allowed
+    assert len(scripts) == 1
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_nothing_on_the_page_points_outside(page: str) -> None:
+    for tag, found in Elements(page).tags:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            target = found.get(name)
+            assert target is None or target.startswith(("#", "data:")), (tag, name, target)
+        assert not [name for name in found if name.startswith("on")]
+        assert "style" not in found
+
+
+def test_the_details_are_the_data(page: str) -> None:
+    (packed,) = Elements(page).texts("script", id="details")
+    details = json.loads(unpacked(packed))
+    data = example()
+    assert details["profiles"] == data["profiles"]
+    assert details["items"] == data["items"]
+    assert [{**cell, "bar": None} for cell in details["cells"]] == [
+        {**cell, "bar": None} for cell in data["cells"]
+    ]
+
+
+def test_the_failing_cells_stand_in_the_page_itself(page: str) -> None:
+    main = page[page.index("<main>") : page.index("</main>")]
+    assert main.index("3 of 30 cells fail") < main.index("12 values are NaN")
+    assert "12 values are NaN" in main
+    for name in FAILING:
+        assert f'id="cell={name}"' in main
+    assert BROKEN.replace(".", ".<wbr>") in main
+    assert main.count('<a class="c ') == 30
+
+
+def test_hostile_texts_stay_texts() -> None:
+    plain = Elements(render(example()))
+    data = example()
+    for cell in data["cells"]:
+        for name in ("id", "method", "scheme", "task", "status", "band", "message", "symptom"):
+            cell[name] = f"{cell[name]}{HOSTILE}"
+        cell["error"] = HOSTILE
+    for model in data["models"]:
+        model["tasks"] = [f"{task}{HOSTILE}" for task in model["tasks"]]
+        model["items"] += HOSTILE
+    data["verdict"] |= {"headline": HOSTILE, "whole_run": [], "first": [[HOSTILE, 2]]}
+    data["comparison"]["notes"] = [HOSTILE]
+    data["environments"][0][0] = [HOSTILE, HOSTILE]
+    data["outliers"][0]["alt"] = HOSTILE
+    found = Elements(render(data))
+
+    def count(elements: Elements, name: str) -> int:
+        return sum(tag == name for tag, _ in elements.tags)
+
+    for tag in ("img", "script", "style", "a", "pre", "th", "td", "h1", "iframe", "svg"):
+        # The hostile error takes the place of "where"; all else stands as it stood.
+        assert count(found, tag) == count(plain, tag), tag
+    assert not [found for _, found in found.tags if found.get("src") == "x" or "onerror" in found]
+
+
+def test_the_pages_own_style_and_script_end_no_element() -> None:
+    files = [file for file in ASSETS.iterdir() if file.name.endswith((".js", ".css"))]
+    assert len(files) >= 8
+    for file in files:
+        text = file.read_text("utf-8").lower()
+        assert "</script" not in text
+        assert "</style" not in text
+        assert "<!--" not in text
+        assert "innerhtml" not in text
+
+
+def test_every_verdict_has_a_sign_a_word_and_a_sentence() -> None:
+    signs = ASSETS.joinpath("signs.html.j2").read_text("utf-8")
+    colors = ASSETS.joinpath("report.css").read_text("utf-8")
+    assert set(get_args(Status)) | {"informational"} == set(view.STATUSES)
+    for status in [*view.STATUSES, "unknown"]:
+        assert f'id="i-{status}"' in signs
+        assert f".t-{status}" in colors
+
+
+def colors(theme: int) -> dict[str, tuple[int, ...]]:
+    """The page's colours, of the light theme (0) or the dark one (1)."""
+    text = ASSETS.joinpath("report.css").read_text("utf-8")
+    pairs = re.findall(r"--([\w-]+): light-dark\(#([0-9a-f]{6}), #([0-9a-f]{6})\)", text)
+    return {name: tuple(bytes.fromhex(both[theme])) for name, *both in pairs}
+
+
+def luminance(color: tuple[int, ...]) -> float:
+    """Relative luminance as WCAG 2.2 defines it."""
+    shares = [part / 255 for part in color]
+    red, green, blue = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_is_wcags() -> None:
+    assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
+    assert contrast((0x77, 0x77, 0x77), (255, 255, 255)) == pytest.approx(4.48, abs=0.005)
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_each_shade_carries_its_text(theme: int) -> None:
+    found = colors(theme)
+    parts = ASSETS.joinpath("parts.css").read_text("utf-8")
+    for shade in range(len(view.STEPS) + 1):
+        rule = re.search(rf"\.h{shade}[,\s][^}}]*--on: var\(--([\w-]+)\)", parts)
+        assert rule is not None
+        assert contrast(found[f"h{shade}"], found[rule[1]]) >= 4.5, shade
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_shades_differ_in_lightness_alone_and_in_one_direction(theme: int) -> None:
+    """So that they read the same to who sees no colours, and on paper."""
+    found = colors(theme)
+    steps = [luminance(found[f"h{shade}"]) for shade in range(len(view.STEPS) + 1)]
+    for before, after in pairwise(steps):
+        darker, lighter = (after, before) if theme == 0 else (before, after)
+        assert (lighter + 0.05) / (darker + 0.05) > 1.06
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+@pytest.mark.parametrize("back", ["panel", "page", "sunken", "fail-soft"])
+def test_each_word_is_legible_on_each_ground(theme: int, back: str) -> None:
+    found = colors(theme)
+    for name in ("ink", "ink-2", "link", "fail", "pass", "warn", "infra"):
+        assert contrast(found[name], found[back]) >= 4.5, name
+
+
+@pytest.mark.parametrize(
+    ("drop", "step"), [(-3.0, 0), (0.0, 0), (0.99, 0), (1.0, 1), (4.99, 2), (60.0, 9), (100.0, 9)]
+)
+def test_steps_start_at_their_limit(drop: float, step: int) -> None:
+    assert view.step(drop) == step
+    assert view.step(None) is None
+    assert len(view.steps()) == len(view.STEPS) + 1
+
+
+@pytest.mark.parametrize(
+    "band",
+    [
+        Band("near-lossless", max_drop=2.5),
+        Band("collapse", min_drop=20),
+        Band("graceful", min_drop=-0.5, max_drop=6),
+    ],
+    ids=str,
+)
+def test_a_bar_shows_the_band_that_the_text_names(band: Band) -> None:
+    drawn = view.bar({"drop": 3.0, "interval": [1.0, 5.0], "band": str(band)})
+    assert drawn is not None
+    limits = [limit for limit in (band.min_drop, band.max_drop) if limit is not None]
+    assert [label for _, label in drawn["limits"]] == [
+        f"{limit:g}".replace("-", "−") for limit in limits
+    ]
+    assert (drawn["allowed"][0] == 0) == (band.min_drop is None)
+    assert (drawn["allowed"][1] == 100) == (band.max_drop is None)
+
+
+_percent = st.floats(-100, 100).map(lambda value: round(value, 2))
+
+
+@given(
+    _percent, st.tuples(_percent, _percent).map(sorted), st.tuples(_percent, _percent).map(sorted)
+)
+def test_a_bar_keeps_the_order_of_what_it_shows(
+    drop: float, interval: list[float], limits: list[float]
+) -> None:
+    band = str(Band("graceful", *limits))
+    drawn = view.bar({"drop": drop, "interval": interval, "band": band})
+    assert drawn is not None
+    shown = [drawn["drop"], *drawn["interval"], *drawn["allowed"], drawn["zero"]]
+    values = [drop, *interval, *(float(f"{limit:g}") for limit in limits), 0.0]
+    assert all(0 <= at <= 100 for at in shown)
+    for one, at in zip(values, shown, strict=True):
+        for other, place in zip(values, shown, strict=True):
+            assert one > other or at <= place
+
+
+@pytest.mark.parametrize("band", ["", "not stored", "graceful x..y", "collapse >=inf"])
+def test_a_text_that_is_no_band_draws_none(band: str) -> None:
+    drawn = view.bar({"drop": 3.0, "interval": None, "band": band})
+    assert drawn is not None
+    assert drawn["allowed"] is None
+    assert view.bar({"drop": None, "interval": None, "band": band}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (1.25, "1.2"), (-0.04, "0.0"), (-1.0, "−1.0"), (0.0, "0.0")]
+)
+def test_numbers_have_a_real_minus_and_no_negative_zero(value: float | None, text: str) -> None:
+    assert view.number(value) == text
+
+
+def _rows(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"method": method, "scheme": scheme} for method, scheme in pairs]
+
+
+@pytest.mark.parametrize(
+    ("rows", "starts"),
+    [
+        ([("rtn", "a"), ("rtn", "b"), ("gptq", "a"), ("gptq", "b")], [0, 0, 1, 0]),
+        ([("rtn", "a"), ("gptq", "a"), ("rtn", "b"), ("gptq", "b")], [0, 0, 1, 0]),
+        ([("rtn", "a"), ("gptq", "b"), ("awq", "c")], [0, 0, 0]),
+        ([("rtn", "a")], [0]),
+        ([], []),
+    ],
+)
+def test_rows_are_grouped_by_what_changes_less(
+    rows: list[tuple[str, str]], starts: list[int]
+) -> None:
+    assert [int(start) for _, start in view.grouped(_rows(*rows))] == starts
+
+
+_SAMPLE = {"position": 1, "module": "m", "label": "m", "kind": "k", "series": "flips", "step": 1}
+
+
+@pytest.mark.parametrize("name", charts.ROWS)
+def test_a_chart_reads_the_fields_that_the_script_writes(name: str) -> None:
+    spec = charts.templates()[name]
+    used = set(re.findall(r'"field": "(\w+)"', json.dumps(spec)))
+    written = {field for fields in charts.ROWS[name].values() for field in fields}
+    assert used == written
+    script = ASSETS.joinpath("profile.js").read_text("utf-8")
+    for dataset, fields in charts.ROWS[name].items():
+        assert re.search(rf"\b{dataset}: ", script)
+        for field in fields:
+            assert re.search(rf"\b{field}\b[:,\s]", script), field
+
+
+@pytest.mark.parametrize("name", charts.ROWS)
+def test_each_chart_is_drawn(name: str) -> None:
+    vl_convert = pytest.importorskip("vl_convert")
+    spec = charts.templates()[name] | {"width": 300, "autosize": "pad"}
+    for dataset, fields in charts.ROWS[name].items():
+        spec["datasets"][dataset] = [
+            {field: _SAMPLE.get(field, 0.25 * row) for field in fields} for row in (1, 2)
+        ]
+    svg = vl_convert.vegalite_to_svg(spec, vl_version="6.1")
+    assert svg.count("mark-symbol") >= 1
+    assert "var(--series-" in svg
+    assert "NaN" not in svg
+
+
+def test_the_roofline_has_its_roofs_and_points() -> None:
+    vl_convert = pytest.importorskip("vl_convert")
+    data = example()["roofline"]
+    spec = charts.roofline(data)
+    for peak, performance in data["roofs"]["peaks"].items():
+        rows = [row for row in spec["datasets"]["roofs"] if row["roof"] == peak]
+        assert max(row["performance"] for row in rows) == performance
+        # The ridge: where memory's slope meets the peak.
+        assert any(
+            row["intensity"] == pytest.approx(performance / data["roofs"]["GB/s"]) for row in rows
+        )
+        for row in rows:
+            assert row["performance"] <= data["roofs"]["GB/s"] * row["intensity"] * (1 + 1e-9)
+    svg = vl_convert.vegalite_to_svg(spec | {"width": 300}, vl_version="6.1")
+    assert "fp32 107" in svg
+    assert "NaN" not in svg
+
+
+def test_a_page_that_cannot_be_written_is_an_error_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(QBenchError, match="cannot be written"):
+        write_page(example(), tmp_path / "file" / "report.html")
+
+
+def test_a_page_is_written_whole(tmp_path: Path, page: str) -> None:
+    write_page(example(), tmp_path / "new" / "report.html")
+    assert (tmp_path / "new" / "report.html").read_text("utf-8") == page
