@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from dllm_qbench.benchmarks.limits import Roofs
-from dllm_qbench.benchmarks.outcome import KEY, Outcome
+from dllm_qbench.benchmarks.outcome import Outcome
 from dllm_qbench.benchmarks.table import milliseconds
 from dllm_qbench.errors import QBenchError
-from dllm_qbench.jsonfiles import parse_json, write_atomic
+from dllm_qbench.jsonfiles import write_atomic
+from dllm_qbench.report.roofline import SavedRun, points, read_run
 
 DOCS: Final = Path(__file__).parents[1] / "docs" / "benchmarks"
 TITLES: Final = {
@@ -32,62 +31,10 @@ TITLES: Final = {
     "gptq-g128": "GPTQ's blocked solver",
     "hessian": "Hessian accumulation",
 }
-# Bytes an element of a rival's activations, weights and results.
-RIVAL_BYTES: Final = {
-    "dense bf16": (2.0, 2.0, 2.0),
-    "dense fp32": (4.0, 4.0, 4.0),
-    "torch._int_mm alone": (1.0, 1.0, 4.0),
-    "torch int4pack_mm": (2.0, 0.5, 2.0),
-}
 RIVAL_KIND: Final = {
     "dense bf16": "o", "dense fp32": "s", "torch._int_mm alone": "^", "torch int4pack_mm": "v",
 }  # fmt: skip
 MARKS: Final = {"w8a8": "^", "w4a16-g128": "v", "w4a8-g128": "D", "hessian": "P", "gptq-g128": "X"}
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """A run of the benchmarks as pytest-benchmark saved it.
-
-    Attributes:
-        outcomes: by case, in the order of the run.
-        machine: what it was measured on.
-        roofs: that machine's limits.
-        date, commit: of the run.
-    """
-
-    outcomes: Sequence[Outcome]
-    machine: Mapping[str, Any]
-    roofs: Roofs
-    date: str
-    commit: str
-
-
-def read_run(path: Path) -> SavedRun:
-    """Read a saved run; ``QBenchError`` names the file and the field that is not as it should be."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise QBenchError(f"{path}: cannot be read: {error}") from error
-    data = parse_json(text, str(path))
-    try:
-        machine = data["machine_info"]["qbench"]
-        roofs = Roofs(**machine["roofs"])
-        found = [
-            Outcome.from_dict(one["extra_info"][KEY], f"{path}: {one['fullname']}")
-            for one in data["benchmarks"]
-            if KEY in one["extra_info"]
-        ]
-        commit = data.get("commit_info", {}).get("id", "unknown")[:12]
-        run = SavedRun(found, machine, roofs, data["datetime"][:10], commit)
-    except (KeyError, TypeError) as error:
-        raise QBenchError(
-            f"{path}: not a saved run of these benchmarks ({error!r}); make one with: pytest"
-            " tests/benchmarks --qbench-every-shape --benchmark-json=RUN.json"
-        ) from error
-    if not found:
-        raise QBenchError(f"{path}: no benchmark ran")
-    return run
 
 
 def report(run: SavedRun, plot: str) -> str:
@@ -187,21 +134,6 @@ def _ratio(outcome: Outcome, rival: str) -> str:
 # --- the plot ----------------------------------------------------------------------------------
 
 
-def points(outcomes: Sequence[Outcome]) -> list[tuple[str, str, float, float]]:
-    """Return (operation or rival, ``ours`` or ``torch``, operations a byte, operations a second)."""
-    found = []
-    for o in outcomes:
-        found.append((o.operation, "ours", o.operations / o.moved, o.operations / o.ours_s))
-        if not o.O or o.operation == "gptq-g128":
-            continue
-        for rival, seconds in o.rivals_s.items():
-            if rival in RIVAL_BYTES:
-                x, w, y = RIVAL_BYTES[rival]
-                moved = x * o.M * o.I + w * o.I * o.O + y * o.M * o.O
-                found.append((rival, "torch", o.operations / moved, o.operations / seconds))
-    return found
-
-
 def draw(run: SavedRun, path: Path) -> None:
     """Write the roofline: operations a second against operations a byte, with the measured roofs."""
     import matplotlib as mpl
@@ -211,7 +143,10 @@ def draw(run: SavedRun, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(10, 6.5))
-    seen = points(run.outcomes)
+    seen = [
+        (point.name, "torch" if point.rival else "ours", point.intensity, point.rate)
+        for point in points(run.outcomes, run.roofs)
+    ]
     lowest = min(intensity for *_, intensity, _ in seen) / 2
     highest = max(intensity for *_, intensity, _ in seen) * 3
     top = max(run.roofs.operations.values(), default=max(rate for *_, rate in seen))

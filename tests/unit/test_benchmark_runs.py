@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from dllm_qbench.errors import QBenchError
-from tools.kernel_report import read_run, report
+from dllm_qbench.report.roofline import read_run
+from tools.kernel_report import report
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "tests/benchmarks"
