@@ -163,6 +163,9 @@ def pytest_terminal_summary(
     run = config.stash[_RUN]
     outcomes = list(run.outcomes.values())
     terminal.write_summary(terminalreporter, outcomes, run.notes(), run.failures())
+    if run.page is not None and not outcomes:  # a run of the kernels alone
+        for line in run.page.said:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,6 @@ class ReportPage:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.kernels: Mapping[str, Any] | None = None
-        """What pytest-benchmark would save of the session's kernels, if some were timed."""
         self.said: list[str] = []
         self._base: Sequence[Outcome] | None = None
         self._base_name = ""
@@ -43,6 +42,13 @@ class ReportPage:
         except QBenchError as error:
             raise pytest.UsageError(f"--qbench-base: {error}") from error
         self._base_name = settings.base.name
+
+    def take_kernels(self, config: pytest.Config) -> None:
+        """Take in what pytest-benchmark would save of the session's kernels, if some were timed."""
+        if self.settings.html is not None:
+            from dllm_qbench.report.roofline import session_run
+
+            self.kernels = session_run(config)
 
     def write(self, outcomes: Sequence[Outcome], whole_run: Sequence[str]) -> str | None:
         """Write the page and keep the records beside it; return why it could not be done.
@@ -64,7 +70,7 @@ class ReportPage:
             whole_run=whole_run,
         )
         try:
-            if self.settings.records != kept_beside(page):
+            if outcomes and self.settings.records != kept_beside(page):
                 keep(page, outcomes)
             write_report(page, outcomes, sources)
         except Exception as error:

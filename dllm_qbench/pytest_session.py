@@ -207,6 +207,7 @@ class Run:
             self.matrix = judge_matrix([unique[key] for key in sorted(unique)])
         not_written = None
         if self.page is not None:
+            self.page.take_kernels(session.config)
             not_written = self.page.write(list(self.outcomes.values()), self.wrong)
             self.not_written = [not_written] if not_written else []
         if (self.matrix or not_written) and session.exitstatus == pytest.ExitCode.OK:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from dllm_qbench.report import write
+from dllm_qbench.report.roofline import roofline
 from dllm_qbench.summary_files import read_outcomes
 from tests.helpers.suite import Suite
+from tests.unit.test_roofline import outcome, saved
 
 WORSE = {"math": (400, 500, 0, 100)}
 """Half of the answers lost."""
@@ -124,3 +126,14 @@ def test_a_page_that_cannot_be_written_fails_the_run_and_loses_nothing(reported:
 def test_a_run_without_cells_writes_no_page(reported: Suite) -> None:
     reported.run("--qbench-html=report.html", "-k", "no_such_test")
     assert not (reported.pytester.path / "report.html").exists()
+
+
+def test_a_run_of_kernels_alone_has_a_page_with_their_roofline(
+    reported: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saved(outcome())
+    monkeypatch.setattr("dllm_qbench.report.roofline.session_run", lambda config: run)
+    result = reported.run("--qbench-html=report.html", "-k", "no_such_test")
+    result.stdout.fnmatch_lines([f"report: {reported.pytester.path / 'report.html'}"])
+    assert page(reported)["roofline"] == roofline(run)
+    assert not (reported.pytester.path / "report.jsonl").exists()
