@@ -49,7 +49,8 @@ class Commands(TyperGroup):
             done = super().invoke(ctx)
             sys.stdout.flush()
         except KeyboardInterrupt:
-            print("qbench: interrupted", file=sys.stderr)
+            # On a terminal the line holds ^C, and whatever progress was shown last.
+            print("\n" * sys.stderr.isatty() + "qbench: interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             # Python flushes the stream once more when it ends.

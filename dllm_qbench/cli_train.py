@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -61,10 +62,23 @@ def train_embedded(
                 for stage in (getattr(recipe, name),)
             },
         )
-    train(recipe, out, after, verbosity=verbose - quiet)
+    began = time.time()
+    try:
+        train(recipe, out, after, verbosity=verbose - quiet)
+    except KeyboardInterrupt:
+        done = [stage for stage in STAGES[:-1] if _written_since(out / stage, began)]
+        if done:
+            typer.echo(f"qbench: the same command with --after {done[-1]} goes on", err=True)
+        raise
     made = out / STAGES[-1]
     if as_json:
         log = out / "training_log.jsonl"
         typer.echo(json.dumps({"checkpoint": str(made), "log": str(log)}, indent=2))
     elif quiet < 2:
         typer.echo(f"{made}: trained. Next:\nqbench run --model {made}")
+
+
+def _written_since(checkpoint: Path, moment: float) -> bool:
+    """Whether a stage's checkpoint is whole, and not of a run before."""
+    config = checkpoint / "config.json"
+    return config.exists() and config.stat().st_mtime >= moment

@@ -82,6 +82,32 @@ def test_compare_sets_a_run_beside_the_paper(
     assert "format 'xml' is unknown" in capsys.readouterr().err
 
 
+def test_summary_in_json_says_what_fails_and_what_changed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    base = str(write(tmp_path / "base.jsonl", "gptq/W4A16-g128/gsm8k"))
+    now = tmp_path / "now.jsonl"
+    kept = OutcomeFile(now)
+    worse = make_record(cell="gptq/W4A16-g128/gsm8k", model="llada-8b-base", counts=(20, 70, 0, 10))
+    kept.append(Outcome.of_measurement(worse, "too low", status="degraded"))
+    kept.append(Outcome.of_error("rtn/W8A8/mmlu", "llada-8b-base", ValueError("no data"), None))
+    assert run(monkeypatch, "summary", str(now), "--base", base, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["fails"], found["cells"]) == (True, 2)
+    assert found["counts"] == {"infra": 1, "degraded": 1}
+    assert [failing["cell"] for failing in found["failing"]] == [
+        "rtn/W8A8/mmlu",
+        "gptq/W4A16-g128/gsm8k",
+    ]
+    assert "ValueError: no data" in found["failing"][0]["why"]
+    (change,) = found["base"]["changed"]
+    assert (change["cell"], change["lost"], change["gained"]) == ("gptq/W4A16-g128/gsm8k", 62, 0)
+    assert found["base"]["new"] == [["llada-8b-base", "rtn/W8A8/mmlu"]]
+    assert run(monkeypatch, "summary", base, "--json", "--out", str(tmp_path / "s.json")) == 0
+    alone = json.loads((tmp_path / "s.json").read_text())
+    assert (alone["fails"], alone["failing"], alone["base"]) == (False, [], None)
+
+
 def test_init_says_in_json_what_it_wrote(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -136,6 +162,7 @@ def test_every_command_has_an_example_that_it_takes() -> None:
         example = command.epilog.removeprefix("Example: ")
         assert example.startswith(f"{prefix} {name} ")
         declared = str(inspect.signature(command.callback, eval_str=True))
+        assert "--json" in declared, name
         for option in re.findall(r"--[a-z-]+", example):
             plain = option.removeprefix("--").replace("-", "_")
             assert plain in declared or option in declared, (name, option)
@@ -336,6 +363,27 @@ def test_training_is_asked_for_as_said(
     assert [stage.steps for stage in (recipe.natural, recipe.settled, recipe.polished)] == [7] * 3
     assert settings == {"verbosity": 1}
     assert f"qbench run --model {tmp_path / 'polished'}" in capsys.readouterr().out
+
+
+def test_training_that_is_interrupted_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By the stages that this run wrote; those of a run before are no part of it."""
+    old = tmp_path / "settled" / "config.json"
+    old.parent.mkdir()
+    old.write_text("{}")
+    os.utime(old, (1, 1))
+
+    def interrupted(*_: object, **__: object) -> None:
+        (tmp_path / "natural").mkdir(exist_ok=True)
+        (tmp_path / "natural" / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dllm_qbench.models.embedded.train.train", interrupted)
+    assert run(monkeypatch, "train-embedded", "--out", str(tmp_path)) == 130
+    assert capsys.readouterr().err == (
+        "qbench: the same command with --after natural goes on\nqbench: interrupted\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,20 @@ def test_progress_is_on_the_standard_error_of_a_terminal_only(
     assert "quantizing" not in out
 
 
+def test_the_page_of_the_run_is_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr("dllm_qbench.report.write.write_report", lambda *given: calls.append(given))
+    plan(math=WORSE)
+    assert run("--html", "page.html") == 1
+    ((path, outcomes, sources),) = calls
+    assert path == Path("page.html")
+    assert [(o.cell, o.fails) for o in outcomes] == [(cell, cell == CELLS[1]) for cell in CELLS]
+    assert sources.baselines == Path("baselines")
+    assert "report: page.html" in capsys.readouterr().out
+
+
 # --- what is run -----------------------------------------------------------------------------------
 
 

@@ -77,6 +77,7 @@ LIGHT = (
     "dllm_qbench.baseline_update",
     "dllm_qbench.progress",
     "dllm_qbench.summary",
+    "dllm_qbench.summary_data",
     "dllm_qbench.scaffold",
     "dllm_qbench.subject_cells",
     "dllm_qbench.verdict.bands",
