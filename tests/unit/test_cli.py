@@ -162,7 +162,7 @@ def test_every_command_has_an_example_that_it_takes() -> None:
         example = command.epilog.removeprefix("Example: ")
         assert example.startswith(f"{prefix} {name} ")
         declared = str(inspect.signature(command.callback, eval_str=True))
-        assert "--json" in declared, name
+        assert "as_json" in declared, name
         for option in re.findall(r"--[a-z-]+", example):
             plain = option.removeprefix("--").replace("-", "_")
             assert plain in declared or option in declared, (name, option)
