@@ -17,7 +17,8 @@ from typing import Any, Final
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _DESKTOP: Final = (1440, 900)
 _PHONE: Final = (360, 800)
-_COLORS: Final = 256
+_APART: Final = 18
+"""Sum of differences over red, green and blue."""
 
 
 def main(page: Path, folder: Path, cell: str | None = None) -> None:
@@ -78,20 +79,27 @@ def _shot(
 
 
 def _smaller(png: bytes) -> bytes:
-    """The picture with a palette, where PIL is there to make one."""
+    """The picture with a palette, where PIL is there to make one.
+
+    The commonest colours that can be told apart, as they are: PIL's own palettes change large grounds a
+    little, or lose the colour of a sign that has a few pixels only.
+    """
     try:
         from PIL import Image
     except ImportError:
         return png
-    with Image.open(BytesIO(png)) as image:
-        reduced = image.convert("RGB").quantize(
-            # Rare colours count: a verdict's sign is a few pixels.
-            _COLORS,
-            method=Image.Quantize.MAXCOVERAGE,
-            dither=Image.Dither.NONE,
-        )
+    with Image.open(BytesIO(png)) as opened:
+        image = opened.convert("RGB")
+    chosen: list[tuple[int, int, int]] = []
+    for _, color in sorted(image.getcolors(image.width * image.height), reverse=True):
+        if all(sum(abs(a - b) for a, b in zip(color, one, strict=True)) > _APART for one in chosen):
+            chosen.append(color)
+        if len(chosen) == 256:
+            break
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for color in chosen for part in color])
     out = BytesIO()
-    reduced.save(out, "PNG", optimize=True)
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 

@@ -287,8 +287,9 @@ def roofline(data: Mapping[str, Any]) -> Spec:
         for name, peak in peaks.items()
         for x in sorted({left, min(max(peak / bandwidth, left), right), right})
     ]
+    # At the ridge: further to the right lie the points.
     labels = [
-        {"roof": f"{name} {peak:.4g}", "intensity": right, "performance": peak}
+        {"roof": f"{name} {peak:.4g}", "intensity": peak / bandwidth, "performance": peak}
         for name, peak in peaks.items()
     ]
     lowest = min([point["performance"] for point in points] + [bandwidth * left]) / 1.5
@@ -298,14 +299,14 @@ def roofline(data: Mapping[str, Any]) -> Spec:
         "type": "quantitative",
         "title": "arithmetic intensity, FLOP per byte",
         "scale": {**log, "domain": [left, right]},
-        "axis": {"tickCount": 6, "format": "~g"},
+        "axis": {"tickCount": 6, "format": "~g", "grid": False},
     }
     y = {
         "field": "performance",
         "type": "quantitative",
         "title": "GFLOP/s",
         "scale": {**log, "domain": [lowest, highest * 1.6]},
-        "axis": {"tickCount": 6, "format": "~s"},
+        "axis": {"tickCount": 6, "format": "~s", "grid": False},
     }
     return _chart(
         description=f"Roofline of {data['machine']}: {len(points)} kernels; the table below has the figures.",
@@ -320,7 +321,13 @@ def roofline(data: Mapping[str, Any]) -> Spec:
             },
             {
                 "data": {"name": "labels"},
-                "mark": {"type": "text", "align": "right", "dy": -7, "color": "var(--ink-2)"},
+                "mark": {
+                    "type": "text",
+                    "align": "left",
+                    "dx": 6,
+                    "dy": -7,
+                    "color": "var(--ink-2)",
+                },
                 "encoding": {"text": {"field": "roof"}},
             },
             {

@@ -46,7 +46,7 @@ def render(data: Mapping[str, Any]) -> str:
     return _template().render(
         data=data,
         cells=data["cells"],
-        failing=[(index, cell) for index, cell in enumerate(data["cells"]) if cell["fails"]],
+        failing=view.failing(data["cells"]),
         environments=view.environments(data["environments"]),
         policy=_policy(script, style, library),
         script=script,

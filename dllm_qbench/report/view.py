@@ -166,6 +166,12 @@ def _limits(band: str) -> tuple[float | None, float | None] | None:
     return values.get("least", values.get("low")), values.get("most", values.get("high"))
 
 
+def failing(cells: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
+    """Cells that fail with their positions, the worst first; those that name a module before all others."""
+    found = [(index, cell) for index, cell in enumerate(cells) if cell["fails"]]
+    return sorted(found, key=lambda one: not (one[1]["place"] and one[1]["place"]["first"]))
+
+
 def reason(cell: Mapping[str, Any]) -> str:
     """Why a cell fails, in one sentence: the module's, or the worst finding, or the error."""
     if cell["error"]:

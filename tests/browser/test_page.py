@@ -64,6 +64,11 @@ def test_a_cell_opens_to_the_layer_the_charts_and_the_answers(
     for chart in dialog.locator(".chart.wide").all():
         assert BROKEN in (chart.locator(".plot svg").text_content() or "")
         assert f"Suspect: {BROKEN}" in chart.locator(".sentence").inner_text()
+    # What is under the pointer is told inside the dialog, which nothing of the page's can cover.
+    dialog.locator(".chart.wide .mark-symbol path").nth(3).hover()
+    tip = dialog.locator(".chart.wide .tip:visible")
+    assert "model.layers.0.self_attn.o_proj" in tip.inner_text()
+    assert "baseline, dB" in tip.inner_text()
     answers = dialog.locator(".answers > li")
     assert answers.count() == 6
     assert [text.split()[0] for text in answers.all_inner_texts()] == ["lost"] * 4 + ["gained"] * 2
@@ -177,8 +182,8 @@ def test_without_scripts_the_verdict_its_reasons_and_the_map_are_there(
     assert page.locator("h1").inner_text() == "3 of 30 cells fail"
     listed = page.locator(".failing > li")
     assert listed.count() == len(FAILING)
-    assert "12 values are NaN" in listed.nth(0).inner_text()
-    for text in listed.all_inner_texts()[1:]:
+    assert "12 values are NaN" in listed.last.inner_text()
+    for text in listed.all_inner_texts()[:-1]:
         assert BROKEN in text
         assert "17.1 dB" in text
     assert page.locator("a.c:visible").count() == 30

@@ -1,4 +1,6 @@
 // The four kinds of chart of a cell: each returns a figure and the specification to draw in it, or null.
+const UNTOUCHED = 80;
+
 function layerOf(name) {
   const found = /\.(\d+)\./.exec(`${name}.`);
   return found ? found[1] : null;
@@ -20,8 +22,8 @@ function layerTicks(modules) {
 function sqnrChart(template, modules, seen, stored, suspect, title, hint) {
   const rows = modules
     .map((module, position) => ({ position, module, seen: seen[position] ?? null, stored: stored?.[position] ?? null }))
-    // 100 dB stands for "not touched": before the first quantized module that is no news, and would flatten the rest.
-    .filter((row) => Math.min(row.seen ?? 100, row.stored ?? row.seen ?? 100) < 100);
+    // Up here a module is as good as untouched, now and before: no news, and it would flatten all others.
+    .filter((row) => Math.min(row.seen ?? UNTOUCHED, row.stored ?? row.seen ?? UNTOUCHED) < UNTOUCHED);
   if (!rows.length) return null;
   const marked = suspect === null || suspect === undefined ? [] : [{ position: suspect, label: modules[suspect] }];
   const spec = filled(template, { modules: rows, suspect: marked }, `${title} by module, in forward order, in dB.`);
