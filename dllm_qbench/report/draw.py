@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dllm_qbench.errors import QBenchError
+from dllm_qbench.report.names import file_name
 from dllm_qbench.report.outlier_maps import OutlierMap
 
 if TYPE_CHECKING:
@@ -117,7 +117,9 @@ def write_pictures(
     written = []
     for of_one in by_linear(maps):
         for name in formats:
-            path = Path(folder) / f"{file_stem(of_one[0])}.{name}"
+            path = (
+                Path(folder) / f"{file_name('outliers', of_one[0].model, of_one[0].module)}.{name}"
+            )
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(side_by_side(of_one, name))
@@ -160,12 +162,6 @@ def by_linear(maps: Sequence[OutlierMap]) -> list[list[OutlierMap]]:
     for one in maps:
         found.setdefault((one.model, one.module), []).append(one)
     return [sorted(group, key=lambda one: one.rotated_by is not None) for group in found.values()]
-
-
-def file_stem(map: OutlierMap) -> str:
-    """Return a name for the files of a linear's pictures, without what a file system may refuse."""
-    plain = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{map.model}-{map.module.removeprefix('model.')}")
-    return f"outliers-{plain.strip('._')}"
 
 
 # --- matplotlib --------------------------------------------------------------------------------

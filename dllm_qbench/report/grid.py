@@ -10,7 +10,7 @@ from dllm_qbench.errors import SchemeError
 from dllm_qbench.quant.scheme import Scheme
 from dllm_qbench.report.reading import Cell
 
-_METHODS: Final = ("rtn", "gptq", "awq", "smoothquant", "quarot", "duquant")
+METHODS: Final = ("rtn", "gptq", "awq", "smoothquant", "quarot", "duquant")
 _TASKS: Final = ("general", "math", "code")
 
 
@@ -55,11 +55,11 @@ def _model(name: str, cells: Sequence[Cell], place: Mapping[str, int]) -> dict[s
 def _row_order(row: tuple[str, str]) -> tuple[Any, ...]:
     """Known methods first; of one method's schemes the gentlest first, weight-only ones before others."""
     method, scheme = row
-    known = _METHODS.index(method) if method in _METHODS else len(_METHODS)
-    return known, method, _scheme_order(scheme), scheme
+    known = METHODS.index(method) if method in METHODS else len(METHODS)
+    return known, method, scheme_order(scheme), scheme
 
 
-def _scheme_order(text: str) -> tuple[bool, float, float, float]:
+def scheme_order(text: str) -> tuple[bool, float, float, float]:
     """Activations' bits, weights' bits, size of a group: each the more the better kept, but for groups."""
     try:
         scheme = Scheme.parse(text)

@@ -147,9 +147,9 @@ def test_files_are_named_by_their_linear_and_say_what_they_show(tmp_path: Path) 
     written = write_pictures([BEFORE, AFTER, odd], tmp_path / "new", ["svg", "pdf", "png"])
     assert {path.parent for path in written} == {tmp_path / "new"}
     assert sorted(path.name for path in written)[:3] == [
-        "outliers-models_my_model-layers.3.mlp.down_proj.pdf",
-        "outliers-models_my_model-layers.3.mlp.down_proj.png",
-        "outliers-models_my_model-layers.3.mlp.down_proj.svg",
+        "outliers-models_my_model-model.layers.3.mlp.down_proj.pdf",
+        "outliers-models_my_model-model.layers.3.mlp.down_proj.png",
+        "outliers-models_my_model-model.layers.3.mlp.down_proj.svg",
     ]
     assert {*tmp_path.joinpath("new").iterdir()} == {*written}
     svg, pdf, png = (path.read_bytes() for path in written[:3])
