@@ -45,7 +45,10 @@ MISSING: Final = frozenset(
 """What a block may need that is not here."""
 DECLARED: Final = {
     ("README.md", "python3 -m venv .venv && . .venv/bin/activate"): (
-        "instead: python3 -m venv --without-pip .venv && . .venv/bin/activate"
+        # Run for real, and looked at in a browser, by tests/browser/test_planted_fault.py.
+        "instead:\npython3 -m venv --without-pip .venv && . .venv/bin/activate\npip --version\n"
+        "pytest -m quick -k llada-embedded-gptq-W4A16 -p examples.planted_fault"
+        " --qbench-html=report.html --collect-only -q"
     ),
     ("README.md", 'pip install -c constraints.txt -e ".[test]" && pytest -m quick -n 2'): (
         "elsewhere: tests/unit/test_readme.py"

@@ -9,15 +9,17 @@ import tomllib
 from pathlib import Path
 
 from dllm_qbench.baselines import read_baselines
+from examples.planted_fault import LAYER
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODELS = ("llada-embedded", "dream-embedded")
 MATRIX = "tests/test_regression.py"  # collecting all of tests/ would only take longer
-COMMANDS = re.findall(r"^(pip install -c constraints\.txt .*)$", README, re.MULTILINE)
+INSTALL, *COMMANDS = re.findall(r"^(pip install -c constraints\.txt .*)$", README, re.MULTILINE)
 
 
 def test_readme_gives_two_commands() -> None:
+    assert INSTALL == 'pip install -c constraints.txt -e ".[test]"'
     assert COMMANDS == [
         'pip install -c constraints.txt -e ".[test]" && pytest -m quick -n 2',
         'pip install -c constraints.txt -e ".[dev]" && pytest -n 2',
@@ -44,8 +46,39 @@ def test_tox_quick_runs_the_first_command() -> None:
 
 def test_extras_that_the_commands_install_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    named = {extra for command in COMMANDS for extra in re.findall(r"\.\[(\w+)\]", command)}
+    named = {
+        extra for command in (INSTALL, *COMMANDS) for extra in re.findall(r"\.\[(\w+)\]", command)
+    }
     assert named <= set(project["optional-dependencies"])
+
+
+def test_the_planted_fault_is_in_the_cells_that_the_readme_names() -> None:
+    """Three of them, which ``tests/browser/test_planted_fault.py`` sees fail."""
+    (chosen,) = re.findall(r"^pytest -m quick -k (\S+) -p examples\.planted_fault ", README, re.M)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "quick",
+            "-k",
+            chosen,
+            "--collect-only",
+            "-q",
+            MATRIX,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert re.findall(r"\[llada-embedded-gptq-W4A16-g64-(\w+)\]", run.stdout) == [
+        "general",
+        "math",
+        "code",
+    ]
+    assert LAYER in README.partition("## In five minutes")[2].partition("\n## ")[0]
 
 
 def test_first_command_selects_the_matrix() -> None:
