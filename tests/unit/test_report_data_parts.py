@@ -44,6 +44,13 @@ def test_bins_are_those_of_the_measurement() -> None:
     assert inside._LEAST_KL == fidelity._LEAST_KL
 
 
+def test_a_kl_of_zero_has_a_logarithm() -> None:
+    """The quartiles 0, 9e-9 and 1 nat, counted from 1e-9 on: 1e-9, 1e-8 and 1."""
+    quartiles = {"tokens": 3, "q25": 0, "q50": 9e-9, "q75": 1.0}
+    (low,) = inside.by_mask_ratio({"kl": {"low": quartiles}}, "cell")
+    assert low["log10_kl"] == [-9.0, -8.0, 0.0]
+
+
 @given(st.lists(st.integers(-1, 9), max_size=20), st.integers(0, 12))
 def test_divergence_by_step_is_the_share_of_items_that_parted_by_then(
     first: list[int], steps: int
