@@ -17,7 +17,7 @@ from typing import Any, Final
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _DESKTOP: Final = (1440, 900)
 _PHONE: Final = (360, 800)
-_APART: Final = 18
+_APART: Final = 8
 """Sum of differences over red, green and blue."""
 
 
@@ -88,18 +88,25 @@ def _smaller(png: bytes) -> bytes:
         from PIL import Image
     except ImportError:
         return png
+    import numpy as np
+
     with Image.open(BytesIO(png)) as opened:
-        image = opened.convert("RGB")
-    chosen: list[tuple[int, int, int]] = []
-    for _, color in sorted(image.getcolors(image.width * image.height), reverse=True):
-        if all(sum(abs(a - b) for a, b in zip(color, one, strict=True)) > _APART for one in chosen):
-            chosen.append(color)
+        pixels = np.asarray(opened.convert("RGB")).astype(np.int64)
+    colors, inverse, counts = np.unique(
+        pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
+    )
+    chosen: list[int] = []
+    for at in np.argsort(-counts):
+        if all(np.abs(colors[at] - colors[one]).sum() > _APART for one in chosen):
+            chosen.append(int(at))
         if len(chosen) == 256:
             break
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([part for color in chosen for part in color])
+    distances = np.abs(colors[:, None, :] - colors[chosen][None, :, :]).sum(axis=2)
+    indices = distances.argmin(axis=1)[inverse].reshape(pixels.shape[:2]).astype(np.uint8)
+    reduced = Image.fromarray(indices, "P")
+    reduced.putpalette([int(part) for part in colors[chosen].ravel()])
     out = BytesIO()
-    image.quantize(palette=palette, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    reduced.save(out, "PNG", optimize=True)
     return out.getvalue()
 
 

@@ -234,6 +234,39 @@ def test_the_failing_cells_stand_in_the_page_itself(page: str) -> None:
     assert main.count('<a class="c ') == 30
 
 
+class Nesting(HTMLParser):
+    """Elements that are open at the end, and ends that close something else."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in {"meta", "link", "img", "wbr", "br", "input"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+@pytest.mark.parametrize(("failing", "folded"), [(0, 0), (1, 0), (5, 0), (6, 2), (30, 26)])
+def test_a_long_list_of_failing_cells_is_folded_after_the_first(failing: int, folded: int) -> None:
+    data = example()
+    for index, cell in enumerate(data["cells"]):
+        cell["fails"] = index < failing
+    page = render(data)
+    nesting = Nesting(page)
+    assert (nesting.open, nesting.wrong) == ([], [])
+    assert page.count('data-of="') == failing
+    found = re.search(r"<summary>(\d+) more failing cells", page)
+    assert (int(found[1]) if found else 0) == folded
+    shown = page[: found.start()] if found else page
+    assert shown.count('data-of="') == failing - folded
+
+
 def test_hostile_texts_stay_texts() -> None:
     plain = Elements(render(example()))
     data = example()

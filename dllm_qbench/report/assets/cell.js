@@ -19,6 +19,7 @@ const fact = (name, ...value) => h("div", null, h("dt", null, name), h("dd", nul
 
 function facts(cell) {
   const fidelity = cell.fidelity || {};
+  const against = cell.discordant.against_baseline;
   const given = (name, digits, unit) =>
     fidelity[name] === null || fidelity[name] === undefined ? null : `${number(fidelity[name], digits)}${unit}`;
   const shown = [
@@ -40,6 +41,8 @@ function facts(cell) {
       fact("band", cell.band || "none"),
       cell.reference === null ? null : fact("accuracy", `${number(cell.reference)} → ${number(cell.quantized)} %`),
       fact("items", String(cell.items)),
+      cell.items ? fact("lost, gained", `${cell.discordant.lost}, ${cell.discordant.gained}`) : null,
+      against ? fact("against the baseline's answers", `${against.lost}, ${against.gained}`) : null,
       shown.filter(([, text]) => text !== null).map(([name, text]) => fact(name, text)),
     ),
   );

@@ -114,7 +114,7 @@ dialog.addEventListener("click", (event) => {
   if (event.target === dialog) dialog.close();
 });
 dialog.addEventListener("keydown", (event) => {
-  if (event.target.closest("summary, input") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest("summary, .scroll") || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "ArrowLeft") step(-1);
   if (event.key === "ArrowRight") step(1);
 });
