@@ -61,7 +61,7 @@ def render(outcomes: Sequence[Outcome], compared: Changes | None = None, limit: 
     ranked = sorted(outcomes, key=rank)
     failing = [outcome for outcome in ranked if outcome.fails]
     page.add(_title(ranked, failing))
-    whole = [plain(finding.text, 600) for finding in judge_matrix(tests_of(ranked))]
+    whole = [plain(finding.text, 600) for finding in judge_matrix(tests_of(outcomes))]
     whole = [f"- **whole run**: {text}" for text in whole]
     page.rows([""], whole, "findings of the whole run", 0.1)
     if compared is not None:

@@ -160,6 +160,14 @@ def test_what_only_the_whole_run_shows_is_told() -> None:
     assert "whole run" not in summary.render([outcome(verdict=sound)])
 
 
+def test_of_a_cell_that_ran_twice_the_last_counts_for_the_whole_run() -> None:
+    tests = {"p_values": {"answers": 1e-9}, "lost": 40, "gained": 0, "common": 100, "margin": 0.0}
+    sound = {**tests, "p_values": {"answers": 0.5}, "lost": 1, "gained": 1}
+    broken = outcome(verdict=tests, status="degraded", fails=True)
+    assert "whole run" in summary.render([outcome(verdict=sound), broken])
+    assert "whole run" not in summary.render([broken, outcome(verdict=sound)])
+
+
 def test_a_run_without_cells_is_told() -> None:
     assert summary.render([]) == "## Quantization fidelity: no cell was measured\n"
 
