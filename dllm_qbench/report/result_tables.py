@@ -2,9 +2,9 @@
 
 As arXiv 2508.14896 lays them out: full precision first, then scheme by scheme; tasks by family, and behind
 each family the average of its tasks and that average's relative drop. An average is of all tasks that the
-table has of the family, and is missing where one of them is. Drops are relative to full precision, in percent,
-positive where it is worse (the paper prints them negative). How tables are written is in ``table_files.py``.
-No torch.
+table has of the family, and is missing where one of them is. Drops are relative to full precision, in
+percent, positive where it is worse (the paper prints them negative). How tables are written is in
+``table_files.py``. No torch.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def _value(column: Column, answers: Mapping[str, _Answers | None]) -> Value:
     found = _all_of(column, answers)
     if not found or column.kind == "drop":
         return Value(None)
-    return Value(fmean(100.0 * fmean(one.after) for one in found))
+    return Value(fmean(100.0 * sum(one.after) / len(one.after) for one in found))
 
 
 def _drop(column: Column, answers: Mapping[str, _Answers | None], interval: bool) -> Value:
