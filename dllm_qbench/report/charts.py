@@ -130,8 +130,8 @@ def _sqnr() -> Spec:
                     "fontWeight": "bold",
                     "align": {"expr": "side"},
                     "dx": {"expr": "side == 'left' ? 6 : -6"},
-                    "baseline": "top",
-                    "y": 2,
+                    "baseline": "bottom",
+                    "y": -3,
                 },
                 "encoding": {"text": {"field": "label"}},
             },
@@ -184,7 +184,10 @@ def _mask_ratio() -> Spec:
 
 
 def _trajectory() -> Spec:
-    """By denoising step: tokens committed otherwise, and sequences that have diverged by then."""
+    """By denoising step: tokens committed otherwise, and sequences that have diverged by then.
+
+    The script sets the axis's values.
+    """
     return _chart(
         height=160,
         data={"name": "steps"},
@@ -198,7 +201,7 @@ def _trajectory() -> Spec:
                 "field": "step",
                 "type": "quantitative",
                 "title": "denoising step",
-                "axis": {"tickMinStep": 1, "format": "d", "grid": False},
+                "axis": {"values": [], "format": "d", "grid": False},
                 "scale": {"zero": False, "nice": False, "padding": 8},
             },
             "y": {
@@ -259,7 +262,8 @@ def _kinds() -> Spec:
                 "encoding": {"x": {**x, "field": "reference"}, "x2": {"field": "quantized"}},
             },
             {
-                "mark": {**point, "color": _STORED},
+                # A ring: where both agree, the dot lies in it.
+                "mark": {**point, "filled": False, "size": 110, "color": _STORED},
                 "encoding": {"x": {**x, "field": "reference"}},
             },
             {

@@ -135,7 +135,7 @@ def bar(cell: Mapping[str, Any]) -> dict[str, Any] | None:
     low, high = low - room, high + room
 
     def at(value: float) -> float:
-        return round(100 * (value - low) / (high - low), 2)
+        return round(float(100 * (value - low) / (high - low)), 2)
 
     allowed = None
     if limits is not None:
@@ -188,7 +188,7 @@ def reason(cell: Mapping[str, Any]) -> str:
 def environments(sets: Sequence[Sequence[Sequence[str]]]) -> list[dict[str, Any]]:
     """A table's rows: each name with its value in every environment, and whether these differ."""
     names = dict.fromkeys(name for one in sets for name, _ in one)
-    tables = [dict(map(tuple, one)) for one in sets]
+    tables = [{row[0]: row[1] for row in one} for one in sets]
     rows = []
     for name in names:
         values = [table.get(name, "–") for table in tables]

@@ -64,7 +64,7 @@ function broke(cell) {
   if (cell.symptom) parts.push(h("p", { class: "why" }, h("b", null, "Looks like "), cell.symptom));
   if (cell.text) parts.push(h("p", { class: "why" }, cell.text));
   if (place?.contributors?.length > 1) {
-    parts.push(h("h4", null, "Most of the change comes from"), h("ul", { class: "found" }, place.contributors.map(contributor)));
+    parts.push(h("h4", null, "Most of the change comes from"), h("ul", { class: "sources" }, place.contributors.map(contributor)));
   }
   const found = cell.findings.map((one) => h("li", { class: `t-${signOf(one.status)}` }, sign(one.status), h("span", null, one.text)));
   found.push(...cell.audit_findings.map((text) => h("li", { class: "t-degraded" }, sign("degraded"), h("span", null, text))));
@@ -113,7 +113,7 @@ function answers(cell, items) {
 
 const pairs = (title, rows) =>
   rows.length
-    ? h("section", null, h("h3", null, title), h("table", { class: "plain pairs" }, h("tbody", null, rows.map(([name, value]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, value))))))
+    ? h("section", null, h("h3", null, title), h("table", { class: "plain pairs" }, h("tbody", null, rows.map(([name, value]) => h("tr", null, h("th", { scope: "row" }, broken(name, /(?<=[._])/)), h("td", null, value))))))
     : null;
 
 function chartsOf(cell, data) {

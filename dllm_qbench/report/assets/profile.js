@@ -69,6 +69,13 @@ function maskChart(template, bins) {
   };
 }
 
+// Whole steps on the axis, a dozen of them at most.
+function stepped(spec, steps) {
+  const every = Math.ceil(steps / 12);
+  spec.encoding.x.axis.values = Array.from({ length: Math.ceil(steps / every) }, (_, index) => 1 + index * every);
+  return spec;
+}
+
 function trajectoryChart(template, trajectory) {
   if (!trajectory || !trajectory.flips.length) return null;
   const series = [["flips", trajectory.flips], ["diverged", trajectory.diverged]];
@@ -87,7 +94,7 @@ function trajectoryChart(template, trajectory) {
       ["step", "committed otherwise", "diverged by then"],
       figures,
     ),
-    spec: filled(template, { steps: rows }, `${title}. ${sentence}`),
+    spec: stepped(filled(template, { steps: rows }, `${title}. ${sentence}`), trajectory.flips.length),
   };
 }
 
@@ -108,7 +115,7 @@ function kindsChart(template, kinds) {
   return {
     figure: figure(
       title,
-      [key("dot-2", "full precision"), key("dot-1", "quantized")],
+      [key("ring-2", "full precision"), key("dot-1", "quantized")],
       sentence,
       ["kind", "items", "full precision", "quantized"],
       figures,

@@ -23,9 +23,9 @@ const signOf = (status) => (SIGNS.has(status) ? status : "unknown");
 const sign = (status) =>
   s("svg", { class: `sign s-${signOf(status)}`, "aria-hidden": "true" }, s("use", { href: `#i-${signOf(status)}` }));
 
-// A module's name may break after a dot.
-const moduleName = (name) =>
-  h("code", { class: "module" }, name.split(".").map((part, index) => (index ? [".", h("wbr"), part] : part)));
+// A name may break after a dot; a recipe's, which has less room, after a low line too.
+const broken = (name, where) => name.split(where).map((part, index) => (index ? [h("wbr"), part] : part));
+const moduleName = (name) => h("code", { class: "module" }, broken(name, /(?<=\.)/));
 
 function number(value, digits = 1) {
   if (value === null || value === undefined) return "–";
