@@ -45,8 +45,9 @@ CONFIG: Final[Spec] = {
 }
 """What all charts share."""
 
-_SEEN: Final = "var(--series-1)"
-_STORED: Final = "var(--series-2)"
+SEEN: Final = "var(--series-1)"
+STORED: Final = "var(--series-2)"
+"""Colours of what was measured now, and of what it is held against."""
 _FAIL: Final = "var(--fail)"
 
 
@@ -63,7 +64,8 @@ def templates() -> dict[str, Spec]:
     return made
 
 
-def _chart(**parts: Any) -> Spec:
+def chart(**parts: Any) -> Spec:
+    """What all charts are: as wide as their place, in the page's colours."""
     return {
         "$schema": SCHEMA,
         "width": "container",
@@ -85,7 +87,7 @@ def _sqnr() -> Spec:
     ]
     y = {"type": "quantitative", "title": "dB", "scale": {"zero": False}, "axis": {"tickCount": 5}}
     modules = {"name": "modules"}
-    return _chart(
+    return chart(
         height=150,
         params=[{"name": "ticks", "value": {}}, {"name": "side", "value": "left"}],
         encoding={
@@ -106,7 +108,7 @@ def _sqnr() -> Spec:
                 "data": modules,
                 "mark": {
                     "type": "line",
-                    "color": _STORED,
+                    "color": STORED,
                     "strokeDash": [4, 3],
                     "strokeWidth": 1.5,
                 },
@@ -114,12 +116,12 @@ def _sqnr() -> Spec:
             },
             {
                 "data": modules,
-                "mark": {"type": "line", "color": _SEEN, "strokeWidth": 1.75},
+                "mark": {"type": "line", "color": SEEN, "strokeWidth": 1.75},
                 "encoding": {"y": {**y, "field": "seen"}},
             },
             {
                 "data": modules,
-                "mark": {"type": "point", "color": _SEEN, "filled": True, "opacity": 1, "size": 26},
+                "mark": {"type": "point", "color": SEEN, "filled": True, "opacity": 1, "size": 26},
                 "encoding": {"y": {**y, "field": "seen"}, "tooltip": tooltip},
             },
             {
@@ -148,7 +150,7 @@ def _mask_ratio() -> Spec:
         {"field": "high", "title": "upper quartile", "format": ".2f"},
     ]
     y = {"type": "quantitative", "scale": {"zero": False}, "axis": {"tickCount": 5}}
-    return _chart(
+    return chart(
         height=160,
         data={"name": "bins"},
         encoding={
@@ -162,18 +164,18 @@ def _mask_ratio() -> Spec:
         },
         layer=[
             {
-                "mark": {"type": "area", "color": _SEEN, "opacity": 0.18},
+                "mark": {"type": "area", "color": SEEN, "opacity": 0.18},
                 "encoding": {
                     "y": {**y, "field": "low", "title": "log10 KL"},
                     "y2": {"field": "high"},
                 },
             },
             {
-                "mark": {"type": "line", "color": _SEEN, "strokeWidth": 1.75},
+                "mark": {"type": "line", "color": SEEN, "strokeWidth": 1.75},
                 "encoding": {"y": {**y, "field": "middle", "title": "log10 KL"}},
             },
             {
-                "mark": {"type": "point", "color": _SEEN, "filled": True, "opacity": 1, "size": 30},
+                "mark": {"type": "point", "color": SEEN, "filled": True, "opacity": 1, "size": 30},
                 "encoding": {
                     "y": {**y, "field": "middle", "title": "log10 KL"},
                     "tooltip": tooltip,
@@ -188,7 +190,7 @@ def _trajectory() -> Spec:
 
     The script sets the axis's values.
     """
-    return _chart(
+    return chart(
         height=160,
         data={"name": "steps"},
         mark={
@@ -214,7 +216,7 @@ def _trajectory() -> Spec:
                 "field": "series",
                 "type": "nominal",
                 "legend": None,
-                "scale": {"domain": ["flips", "diverged"], "range": [_STORED, _SEEN]},
+                "scale": {"domain": ["flips", "diverged"], "range": [STORED, SEEN]},
             },
             "tooltip": [
                 {"field": "step", "title": "step"},
@@ -243,7 +245,7 @@ def _kinds() -> Spec:
         {"field": "quantized", "title": "quantized", "format": ".1%"},
     ]
     point = {"type": "point", "filled": True, "opacity": 1, "size": 60}
-    return _chart(
+    return chart(
         height=100,
         data={"name": "kinds"},
         encoding={
@@ -263,101 +265,12 @@ def _kinds() -> Spec:
             },
             {
                 # A ring: where both agree, the dot lies in it.
-                "mark": {**point, "filled": False, "size": 110, "color": _STORED},
+                "mark": {**point, "filled": False, "size": 110, "color": STORED},
                 "encoding": {"x": {**x, "field": "reference"}},
             },
             {
-                "mark": {**point, "color": _SEEN},
+                "mark": {**point, "color": SEEN},
                 "encoding": {"x": {**x, "field": "quantized"}},
-            },
-        ],
-    )
-
-
-def roofline(data: Mapping[str, Any]) -> Spec:
-    """Kernels on log-log axes under the machine's roofs: memory's slope and a peak for each number format.
-
-    Args:
-        data: ``roofline`` of the report's data: GB/s, GFLOP/s by format, and the measured points.
-    """
-    bandwidth, peaks = data["roofs"]["GB/s"], data["roofs"]["peaks"]
-    points = data["points"]
-    highest = max(peaks.values(), default=1.0)
-    ridge = highest / bandwidth
-    left = min([point["intensity"] for point in points] + [ridge]) / 2
-    right = max([point["intensity"] for point in points] + [ridge]) * 2
-    roofs = [
-        {"roof": name, "intensity": x, "performance": min(peak, bandwidth * x)}
-        for name, peak in peaks.items()
-        for x in sorted({left, min(max(peak / bandwidth, left), right), right})
-    ]
-    # At the ridge: further to the right lie the points.
-    labels = [
-        {"roof": f"{name} {peak:.4g}", "intensity": peak / bandwidth, "performance": peak}
-        for name, peak in peaks.items()
-    ]
-    lowest = min([point["performance"] for point in points] + [bandwidth * left]) / 1.5
-    log = {"type": "log", "nice": False}
-    x = {
-        "field": "intensity",
-        "type": "quantitative",
-        "title": "arithmetic intensity, FLOP per byte",
-        "scale": {**log, "domain": [left, right]},
-        "axis": {"tickCount": 6, "format": "~g", "grid": False},
-    }
-    y = {
-        "field": "performance",
-        "type": "quantitative",
-        "title": "GFLOP/s",
-        "scale": {**log, "domain": [lowest, highest * 1.6]},
-        "axis": {"tickCount": 6, "format": "~s", "grid": False},
-    }
-    return _chart(
-        description=f"Roofline of {data['machine']}: {len(points)} kernels; the table below has the figures.",
-        height=320,
-        datasets={"roofs": roofs, "labels": labels, "points": list(points)},
-        encoding={"x": x, "y": y},
-        layer=[
-            {
-                "data": {"name": "roofs"},
-                "mark": {"type": "line", "color": "var(--ink-2)", "strokeWidth": 1.5},
-                "encoding": {"detail": {"field": "roof"}},
-            },
-            {
-                "data": {"name": "labels"},
-                "mark": {
-                    "type": "text",
-                    "align": "left",
-                    "dx": 6,
-                    "dy": -7,
-                    "color": "var(--ink-2)",
-                },
-                "encoding": {"text": {"field": "roof"}},
-            },
-            {
-                "data": {"name": "points"},
-                "mark": {"type": "point", "filled": True, "size": 80, "opacity": 0.95},
-                "encoding": {
-                    "color": {
-                        "field": "rival",
-                        "type": "nominal",
-                        "legend": None,
-                        "scale": {"domain": [False, True], "range": [_SEEN, _STORED]},
-                    },
-                    "shape": {
-                        "field": "rival",
-                        "type": "nominal",
-                        "legend": None,
-                        "scale": {"domain": [False, True], "range": ["circle", "diamond"]},
-                    },
-                    "tooltip": [
-                        {"field": "name", "title": "kernel"},
-                        {"field": "shape", "title": "shape"},
-                        {"field": "intensity", "title": "FLOP/byte", "format": ".3~s"},
-                        {"field": "performance", "title": "GFLOP/s", "format": ".3~s"},
-                        {"field": "share", "title": "of the roof", "format": ".0%"},
-                    ],
-                },
             },
         ],
     )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.jsonfiles import write_atomic
-from dllm_qbench.report import charts, shape, view
+from dllm_qbench.report import charts, roofline_chart, shape, view
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -40,7 +40,7 @@ def render(data: Mapping[str, Any]) -> str:
         "profiles": data["profiles"],
         "items": data["items"],
         "charts": charts.templates(),
-        "roofline": charts.roofline(roofline) if roofline else None,
+        "roofline": roofline_chart.roofline(roofline) if roofline else None,
         "environments": data["environments"],
     }
     return _template().render(
