@@ -42,7 +42,7 @@ _PAGE_INCHES: Final = (4.4, 3.3)
 _PAGE_POINTS: Final = 10.5
 _PAGE_TRIES: Final = (((64, 128), 120), ((48, 96), 120), ((48, 96), 90), ((32, 64), 72))
 """Cells and dots an inch, the first that is small enough."""
-_PRINT_CELLS: Final = (96, 256)
+_PRINT_CELLS: Final = (72, 160)
 _PRINT_DPI: Final = 300
 
 
@@ -141,6 +141,7 @@ def side_by_side(maps: Sequence[OutlierMap], form: str) -> bytes:
         for place, one in enumerate(maps):
             axes: Any = figure.add_axes((place * width, 0.02, 0.96 * width, 0.92), projection="3d")
             _surface(axes, one, _top(maps), _PRINT_CELLS, (PRINT_INK, _PRINT_GRID), 8)
+            axes.zaxis.labelpad = 1
             if place < len(maps) - 1:
                 axes.set_zlabel("")
             when = f"after {one.rotated_by}" if one.rotated_by else "before rotation"

@@ -4,11 +4,15 @@ appear.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from dllm_qbench.evaluation.outliers import outliers, statistics
+from dllm_qbench.evaluation.outliers import canvases, outliers, statistics
 from dllm_qbench.models.embedded import outliers as surgery
+from dllm_qbench.models.embedded.corpus import calibration_texts
 from tests.helpers.tiny import tiny_llada
 
 
@@ -83,3 +87,26 @@ def test_inserted_outliers_sit_on_the_marked_tokens() -> None:
     assert (down["max_over_median"] > 300).all()
     assert (down["max"] > 1000).all()
     assert (table[table.input == "qkv"]["channel_ratio"] > 3).all()
+
+
+class Merging:
+    """Stands in for a vocabulary of byte pairs: a question mark is one token with the word before it."""
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        return 0  # the unknown token's
+
+    def __call__(self, text: str) -> SimpleNamespace:
+        words = text.split()
+        return SimpleNamespace(input_ids=[1, *(4 + len(word) for word in words)])
+
+
+def test_what_is_asked_stays_visible_where_the_question_mark_has_no_token() -> None:
+    lm = replace(tiny_llada(), tokenizer=Merging())  # type: ignore[arg-type]
+    texts = calibration_texts(96, 0)
+    hidden = canvases(lm, None, 1.0, 0)
+    assert len(hidden) == len(texts)
+    for row, text in zip(hidden, texts, strict=True):
+        asked = 1 + len(text[: text.index("?") + 1].split())
+        assert (row[:asked] != lm.mask_id).all()
+        assert (row[asked:] == lm.mask_id).all()
+    assert any((row == lm.mask_id).any() for row in hidden)
