@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from dllm_qbench import __version__, cli_baseline, cli_complete
 from dllm_qbench.cli_check import check, export
+from dllm_qbench.cli_figures import figures
 from dllm_qbench.cli_output import Json, parts
 from dllm_qbench.cli_report import report
 from dllm_qbench.cli_run import run
@@ -101,6 +102,10 @@ app.command(
     short_help="Write the page that shows a run.",
     epilog="Example: qbench report records.jsonl --out report.html",
 )(report)
+app.command(
+    short_help="Draw the paper's figures and tables.",
+    epilog="Example: qbench figures records.jsonl --outliers llada-embedded --out figures",
+)(figures)
 app.command(
     short_help="Summarize a run in Markdown.",
     epilog="Example: qbench summary records.jsonl --base base.jsonl",

@@ -1,4 +1,4 @@
-"""Pictures of a report for the README and the docs: ``python tools/report_screenshots.py PAGE OUT [CELL]``.
+"""Pictures of a report for the README and the docs: ``python -m tools.report_screenshots PAGE OUT [CELL]``.
 
 Writes ``light.png`` and ``dark.png`` (the first screen at 1440 x 900), ``cell.png`` and ``cell_dark.png`` (a
 cell's view: the one named, or the worst) and ``phone.png`` (360 x 800) into the folder OUT. Needs
@@ -7,14 +7,13 @@ playwright and a Chromium on the PATH; with PIL the files are a third of the siz
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
-BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from tools.browser import MissingBrowser, launched
+
 _DESKTOP: Final = (1440, 900)
 _PHONE: Final = (360, 800)
 _APART: Final = 8
@@ -23,25 +22,18 @@ _APART: Final = 8
 
 def main(page: Path, folder: Path, cell: str | None = None) -> None:
     """Take the five pictures; say what is missing where they cannot be taken."""
-    from playwright.sync_api import sync_playwright
-
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        raise SystemExit(f"none of {', '.join(BROWSERS)} is on the PATH: apt install chromium")
     if not page.is_file():
         raise SystemExit(f"{page}: no such file; make it with qbench report or --qbench-html")
     folder.mkdir(parents=True, exist_ok=True)
-    options = ["--disable-gpu", "--force-color-profile=srgb", "--hide-scrollbars"]
-    if os.geteuid() == 0:
-        options.append("--no-sandbox")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=options)
-        _shot(browser, page, folder / "light.png", "light", _DESKTOP)
-        _shot(browser, page, folder / "dark.png", "dark", _DESKTOP)
-        _shot(browser, page, folder / "phone.png", "light", _PHONE)
-        _shot(browser, page, folder / "cell.png", "light", _DESKTOP, cell or "")
-        _shot(browser, page, folder / "cell_dark.png", "dark", _DESKTOP, cell or "")
-        browser.close()
+    try:
+        with launched("--hide-scrollbars") as browser:
+            _shot(browser, page, folder / "light.png", "light", _DESKTOP)
+            _shot(browser, page, folder / "dark.png", "dark", _DESKTOP)
+            _shot(browser, page, folder / "phone.png", "light", _PHONE)
+            _shot(browser, page, folder / "cell.png", "light", _DESKTOP, cell or "")
+            _shot(browser, page, folder / "cell_dark.png", "dark", _DESKTOP, cell or "")
+    except MissingBrowser as missing:
+        raise SystemExit(str(missing)) from missing
 
 
 def _shot(

@@ -187,6 +187,7 @@ _DATA: Final = _fields(
     version=_count,
     generated=_text,
     package=_text,
+    notes=_each(_text),
     verdict=_fields(
         fails=_flag,
         failing=_count,

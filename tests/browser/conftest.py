@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +12,10 @@ import pytest
 from dllm_qbench.report.page import write_page
 from tests.browser.checks import Watch
 from tests.helpers.report_example import example
+from tools.browser import MissingBrowser, launched
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @dataclass(frozen=True)
@@ -34,19 +31,11 @@ Open = Callable[..., Opened]
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
-    )
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH (apt install chromium)")
-    options = ["--disable-gpu", "--disable-dev-shm-usage", "--force-color-profile=srgb"]
-    if os.geteuid() == 0:
-        options.append("--no-sandbox")
-    with api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=options)
-        yield started
-        started.close()
+    try:
+        with launched() as started:
+            yield started
+    except MissingBrowser as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture

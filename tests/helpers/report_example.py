@@ -69,6 +69,7 @@ def example() -> dict[str, Any]:
         "version": 1,
         "generated": "2026-11-26T21:04:00+00:00",
         "package": "0.1.0",
+        "notes": ["1 cell was measured twice: the last one counts"],
         "verdict": {
             "fails": True,
             "failing": len(FAILING),

@@ -79,6 +79,7 @@ LIGHT = (
     "dllm_qbench.report.data",
     "dllm_qbench.report.write",
     "dllm_qbench.pytest_report",
+    "dllm_qbench.cli_figures",
     "dllm_qbench.cli_report",
     "dllm_qbench.summary",
     "dllm_qbench.summary_data",

@@ -261,6 +261,12 @@ def test_a_long_list_of_failing_cells_is_folded_after_the_first(failing: int, fo
     assert shown.count('data-of="') == failing - folded
 
 
+def test_what_is_to_be_known_of_the_data_stands_below_the_verdict() -> None:
+    text = render(example())
+    (note,) = example()["notes"]
+    assert note in text.partition('id="verdict"')[2].partition("</section>")[0]
+
+
 def test_hostile_texts_stay_texts() -> None:
     plain = Elements(render(example()))
     data = example()
@@ -272,6 +278,7 @@ def test_hostile_texts_stay_texts() -> None:
         model["tasks"] = [f"{task}{HOSTILE}" for task in model["tasks"]]
         model["items"] += HOSTILE
     data["verdict"] |= {"headline": HOSTILE, "whole_run": [], "first": [[HOSTILE, 2]]}
+    data["notes"] = [HOSTILE]
     data["comparison"]["notes"] = [HOSTILE]
     data["environments"][0][0] = [HOSTILE, HOSTILE]
     data["outliers"][0]["alt"] = HOSTILE
