@@ -15,7 +15,6 @@ from dllm_qbench.errors import QBenchError
 if TYPE_CHECKING:
     from dllm_qbench.report.outlier_maps import OutlierMap
 
-EXAMPLE = "Example: qbench figures records.jsonl --outliers llada-embedded --out figures"
 DTYPES = ("float32", "bfloat16", "float16")
 
 

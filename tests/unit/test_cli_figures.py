@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
-from dllm_qbench.cli_figures import EXAMPLE, figures
+from dllm_qbench.cli import app
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.outcomes import Outcome, OutcomeFile
 from dllm_qbench.report.outlier_maps import outlier_maps, read_maps, write_maps
@@ -22,9 +21,7 @@ DOWN = "model.layers.1.mlp.down_proj"
 
 def run(*arguments: object) -> Result:
     """Run the command; an expected error is raised, as ``qbench`` itself would turn it into a message."""
-    app = typer.Typer(rich_markup_mode=None)
-    app.command(epilog=EXAMPLE)(figures)
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, ["figures", *map(str, arguments)])
     if isinstance(result.exception, QBenchError):
         raise result.exception
     return result
