@@ -111,15 +111,15 @@ def run(
         raise
     finally:
         progress.close()
-    if html is not None:
-        from dllm_qbench.report.write import Sources, write_report
-
-        folder = settings.baseline_file(Path(settings.models[0]).name).parent
-        write_report(html, ran.outcomes, Sources(baselines=folder if folder.is_dir() else None))
     if as_json:
         typer.echo(ran.to_json())
     else:
         show(ran.lines(verbosity))
-        if html is not None and verbosity >= -1:
-            typer.echo(f"report: {html}")
+    if html is not None:  # last: what was measured is told even where no page can be written
+        from dllm_qbench.report.write import Sources, write_report
+
+        folder = settings.baseline_file(Path(settings.models[0]).name).parent
+        write_report(html, ran.outcomes, Sources(baselines=folder if folder.is_dir() else None))
+        if verbosity >= -1:
+            typer.echo(f"report: {html}", err=as_json)
     raise typer.Exit(1 if ran.fails else 0)

@@ -246,6 +246,19 @@ def test_the_page_of_the_run_is_written(
     assert "report: page.html" in capsys.readouterr().out
 
 
+def test_a_page_that_cannot_be_written_loses_no_figure(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*given: Any) -> None:
+        raise QBenchError("page.html: the report cannot be written: no space left")
+
+    monkeypatch.setattr("dllm_qbench.report.write.write_report", full)
+    assert run("--html", "page.html", "--json") == 2
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["cells"]) == 3
+    assert "the report cannot be written: no space left" in err
+
+
 # --- what is run -----------------------------------------------------------------------------------
 
 
