@@ -56,7 +56,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
         if before:
             made.add_init_script(before)
         page = made.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)  # of a machine that is busy
         watch = Watch(page)
         page.goto(path.as_uri() + fragment)
         return Opened(page, watch)
