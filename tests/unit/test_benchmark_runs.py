@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = "tests/benchmarks"
 CASE = "hessian-M512-1024-bfloat16"
 TEST = f"{FOLDER}/test_kernels.py::test_kernel_is_as_fast_as_it_was[{CASE}]"
-OTHERS = "--ignore-glob=tests/[!b_]*"  # all but the benchmarks, which a run of `tests` comes across
+# All but the benchmarks, which a run of `tests` comes across.
+OTHERS = ("--ignore-glob=tests/[!b_]*", "--ignore=tests/browser")
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -65,7 +66,7 @@ def test_an_update_is_refused_where_nobody_reviews_it() -> None:
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "xdist"])
 def test_a_whole_run_leaves_them_out_and_says_so(workers: tuple[str, ...]) -> None:
-    found = run("tests", OTHERS, *workers)
+    found = run("tests", *OTHERS, *workers)
     assert "BENCHMARKS DID NOT RUN" in found.stdout
     assert "kernel benchmarks were left out" in found.stdout
     assert "Run: pytest tests/benchmarks" in found.stdout
@@ -73,7 +74,7 @@ def test_a_whole_run_leaves_them_out_and_says_so(workers: tuple[str, ...]) -> No
 
 
 def test_a_run_that_chose_its_tests_is_not_told_of_others() -> None:
-    found = run("tests", OTHERS, "-m", "quick")
+    found = run("tests", *OTHERS, "-m", "quick")
     assert "BENCHMARKS" not in found.stdout + found.stderr
 
 

@@ -193,7 +193,11 @@ def test_files_that_cannot_be_read_are_said(tmp_path: Path) -> None:
         roofline(tmp_path / "half.json")
 
 
-def test_a_session_gives_what_its_file_would_hold(pytester: pytest.Pytester) -> None:
+def test_a_session_gives_what_its_file_would_hold(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest-benchmark times nothing in a process that it takes for a worker.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     pytester.makeconftest(
         f"""
         import json, pathlib, pytest
