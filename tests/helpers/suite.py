@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-# Heavy libraries before a run inside the run: they load once.
+# Heavy libraries before a run inside the run, which forgets what it imported: they load once, and that of the
+# charts can be loaded only once in a process.
+import vl_convert  # noqa: F401
+
 import dllm_qbench.engine.cells
 import dllm_qbench.verdict.alike
 import dllm_qbench.verdict.message  # noqa: F401
