@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from dllm_qbench.baseline_cell import CellBaseline
 from dllm_qbench.baseline_diff import CellDiff, diff_cell
+from dllm_qbench.baseline_paths import in_ci
 from dllm_qbench.baselines import baseline_path, preview_cell, read_baselines, write_cell
 from dllm_qbench.compare_sides import fit_for_the_paper
 from dllm_qbench.errors import QBenchError
@@ -113,7 +113,7 @@ def write(update: Update) -> Update:
     Raises:
         QBenchError: under ``CI=true``, where nobody reviews it.
     """
-    if os.environ.get("CI", "").strip().lower() in {"1", "true", "yes"}:
+    if in_ci():
         raise QBenchError(
             "baseline update is refused under CI=true, where nobody reviews what it writes; --dry-run shows"
             " what would change"

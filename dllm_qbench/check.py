@@ -14,10 +14,10 @@ from dllm_qbench.judging import (
     judge_of,
     measured,
     told,
-    whole_run,
     write_baseline,
 )
 from dllm_qbench.outcomes import Outcome, OutcomeFile
+from dllm_qbench.run_view import whole_run
 from dllm_qbench.terminal_table import Line
 from dllm_qbench.verdict.evidence import most_tests
 from dllm_qbench.verdict.matrix import MatrixFinding

@@ -10,24 +10,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from dllm_qbench.baselines import read_baselines, write_cell
 from dllm_qbench.errors import BaselineError, QBenchError
 from dllm_qbench.outcomes import INFORMATIONAL, Outcome
 from dllm_qbench.tasks import TASKS
 from dllm_qbench.terminal import summary_lines
-from dllm_qbench.terminal_table import Line
+from dllm_qbench.terminal_table import WIDTH, Line
 from dllm_qbench.verdict.alike import find_like, judge_cell
-from dllm_qbench.verdict.matrix import MatrixFinding, judge_matrix
 
 if TYPE_CHECKING:
     from dllm_qbench.engine.cells import CellRunner
     from dllm_qbench.evaluation.evaluate import Progress
     from dllm_qbench.models.lm import DiffusionLM
     from dllm_qbench.records import Record
+    from dllm_qbench.verdict.matrix import MatrixFinding
 
-COLUMNS: Final = 100
 Judge = Callable[["Record", Callable[[str], str]], Outcome]
 """Makes an outcome of a record; asks what kind of error a module shows where the cell fails."""
 
@@ -112,17 +111,11 @@ def write_baseline(path: Path, outcome: Outcome) -> Sequence[Path]:
     return [path] if write_cell(path, Record.from_dict(outcome.record), band) else []
 
 
-def whole_run(outcomes: Sequence[Outcome]) -> tuple[MatrixFinding, ...]:
-    """What only all cells together show."""
-    tests = [outcome.tests for outcome in outcomes]
-    return judge_matrix([cell for cell in tests if cell is not None])
-
-
 def told(
     outcomes: Sequence[Outcome], whole: Sequence[MatrixFinding], verbosity: int = 0
 ) -> list[Line]:
     """What a person reads of judged cells: the summary, why each failing one fails, the whole run."""
-    lines = summary_lines(outcomes, COLUMNS, verbosity)
+    lines = summary_lines(outcomes, WIDTH, verbosity)
     for outcome in outcomes:
         if outcome.fails:
             lines += [("", None), *((text, None) for text in outcome.message.splitlines())]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
 
 import pytest
 
+from dllm_qbench.baseline_paths import in_ci
 from dllm_qbench.engine.jobs import DTYPES, Audits, Profile, Setup
 from dllm_qbench.errors import QBenchError
 from dllm_qbench.models.released import PAPER_MODELS
@@ -219,7 +219,7 @@ class Settings:
             )
         if self.base and not self.html:
             raise pytest.UsageError("--qbench-base is what --qbench-html compares with: give both")
-        if self.update and not self.update_pass and _in_ci():
+        if self.update and not self.update_pass and in_ci():
             raise pytest.UsageError(
                 "--qbench-update is refused under CI=true, where nobody reviews what it writes; "
                 "--qbench-update-pass insists"
@@ -341,7 +341,3 @@ def _option(config: pytest.Config, name: str) -> Any:
 def _flag(config: pytest.Config, name: str) -> bool:
     plain = f"qbench_{_plain(name)}"
     return bool(config.getoption(plain) or config.getini(plain))
-
-
-def _in_ci() -> bool:
-    return os.environ.get("CI", "").strip().lower() in {"1", "true", "yes"}

@@ -18,6 +18,7 @@ import pytest
 
 from dllm_qbench import subject_cells, terminal
 from dllm_qbench.errors import QBenchError
+from dllm_qbench.progress import ProgressLine
 from dllm_qbench.pytest_full import FullTier, pick_device
 from dllm_qbench.pytest_options import Settings, add_options
 from dllm_qbench.pytest_session import PROPERTY, Run
@@ -253,7 +254,7 @@ def qbench_cell(request: pytest.FixtureRequest, qbench_run: Run, qbench_model: s
         if recipe is None:
             raise QBenchError(f"qbench_cell: {quantized.name} has no recipe, it is not quantized")
         name = f"{recipe['method']}/{recipe['scheme']}/{task}"
-        progress = terminal.ProgressLine(request.config)
+        progress = ProgressLine(request.config)
         record = None
         try:
             runner = qbench_run.runner(qbench_model)
@@ -287,7 +288,7 @@ def qbench_job(request: pytest.FixtureRequest, qbench_full_model: str) -> Job:
         request.config.stash[_RUN].collect(request.node.nodeid, outcome)
 
     def job(method: str, scheme: str, task: str) -> Outcome:
-        progress = terminal.ProgressLine(request.config)
+        progress = ProgressLine(request.config)
         try:
             outcome, wrong = request.config.stash[_FULL].run(
                 qbench_full_model, method, scheme, task, progress

@@ -11,6 +11,7 @@ import pytest
 
 from dllm_qbench.pytest_options import Settings
 from dllm_qbench.pytest_report import ReportPage
+from dllm_qbench.run_view import whole_run
 
 if TYPE_CHECKING:
     from dllm_qbench.engine.cells import CellRunner
@@ -162,14 +163,10 @@ class Run:
             self._file = self._file or OutcomeFile(self.settings.records)
             self._file.append(outcome)
         if outcome.to_write and self.settings.update:
-            from dllm_qbench.baselines import write_cell
-            from dllm_qbench.records import Record
-            from dllm_qbench.verdict.bands import Band
+            from dllm_qbench.judging import write_baseline
 
             path = self.baseline_file(outcome.model)
-            band = Band.from_dict((outcome.verdict or {})["band"])
-            if write_cell(path, Record.from_dict(outcome.record), band):
-                self.written.append(str(path))
+            self.written += map(str, write_baseline(path, outcome))
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
@@ -199,12 +196,7 @@ class Run:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Judge the run as a whole: what no cell shows alone fails it all the same."""
         if self.outcomes and not self.on_worker:
-            from dllm_qbench.verdict.matrix import judge_matrix
-
-            cells = [outcome.tests for outcome in self.outcomes.values()]
-            unique = {(cell.model, cell.cell): cell for cell in cells if cell is not None}
-            # Sorted: xdist's workers finish in any order.
-            self.matrix = judge_matrix([unique[key] for key in sorted(unique)])
+            self.matrix = whole_run([*self.outcomes.values()])
         not_written = None
         if self.page is not None:
             self.page.take_kernels(session.config)

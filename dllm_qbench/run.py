@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 from dllm_qbench.baseline_paths import HOME, baseline_path, shipped_baselines
 from dllm_qbench.errors import BaselineError, QBenchError
-from dllm_qbench.judging import Judge, Rules, checked_tasks, judge_of, measured, told, whole_run
+from dllm_qbench.judging import Judge, Rules, checked_tasks, judge_of, measured, told
 from dllm_qbench.models.hub import locate
 from dllm_qbench.outcomes import Outcome
 from dllm_qbench.quant.scheme import Scheme
 from dllm_qbench.run_records import Kept
+from dllm_qbench.run_view import whole_run
 from dllm_qbench.terminal import header
 from dllm_qbench.terminal_table import Line
 from dllm_qbench.verdict.evidence import most_tests

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from dllm_qbench.outcomes import Outcome
-from dllm_qbench.summary_changes import Change, Changes, changes, origin, severity
+from dllm_qbench.run_view import items_told, rank, whole_run
+from dllm_qbench.summary_changes import Change, Changes, changes, origin
 from dllm_qbench.summary_files import read_outcomes
 from dllm_qbench.summary_markdown import NAME, Page, code, fenced, plain
-from dllm_qbench.verdict.matrix import ALPHA_RUN, CellTests, judge_matrix
+from dllm_qbench.verdict.matrix import ALPHA_RUN
 
 LIMIT: Final = 1024 * 1024
 """Bytes that GitHub takes for the summary of one step; a longer one is refused as a whole."""
@@ -61,7 +62,7 @@ def render(outcomes: Sequence[Outcome], compared: Changes | None = None, limit: 
     ranked = sorted(outcomes, key=rank)
     failing = [outcome for outcome in ranked if outcome.fails]
     page.add(_title(ranked, failing))
-    whole = [plain(finding.text, 600) for finding in judge_matrix(tests_of(outcomes))]
+    whole = [plain(finding.text, 600) for finding in whole_run(outcomes)]
     whole = [f"- **whole run**: {text}" for text in whole]
     page.rows([""], whole, "findings of the whole run", 0.1)
     if compared is not None:
@@ -135,9 +136,8 @@ def _by_model(ranked: Sequence[Outcome]) -> list[tuple[str, list[Outcome]]]:
         models.setdefault(outcome.model, []).append(outcome)
     found = []
     for model, of_model in models.items():
-        sizes = sorted({outcome.items for outcome in of_model if outcome.items})
-        items = "-".join(str(size) for size in dict.fromkeys([*sizes[:1], *sizes[-1:]]))
-        found.append((f"{code(model)}, {items or 0} items a cell", of_model))
+        items = items_told(outcome.items for outcome in of_model)
+        found.append((f"{code(model)}, {items} items a cell", of_model))
     return found
 
 
@@ -185,15 +185,3 @@ def why(outcome: Outcome) -> str:
     lines += [f"- {finding['text']}" for finding in verdict.get("findings", ())]
     lines += [verdict["text"]] if verdict.get("text") else []
     return "\n".join(lines) or f"{outcome.status}: the records say no more"
-
-
-def rank(outcome: Outcome) -> tuple[bool, int, float, str]:
-    """Sort by it to have the worst cell first: failing ones, then by verdict, drop, name."""
-    drop = (outcome.verdict or {}).get("drop")
-    return not outcome.fails, -severity(outcome.status), -(drop or 0.0), outcome.cell
-
-
-def tests_of(outcomes: Sequence[Outcome]) -> list[CellTests]:
-    """The tests that a run is judged by as a whole; of a cell that occurs twice, the last one's."""
-    unique = {(tests.model, tests.cell): tests for o in outcomes if (tests := o.tests) is not None}
-    return [unique[key] for key in sorted(unique)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from dllm_qbench.noise import LEAST_DB
 from dllm_qbench.outcomes import Outcome
 from dllm_qbench.records import Record
-from dllm_qbench.verdict.findings import SEVERITY
+from dllm_qbench.run_view import severity
 from dllm_qbench.verdict.localise import locate
 from dllm_qbench.verdict.matrix import ALPHA_RUN
 from dllm_qbench.verdict.statistics import Pairs, holm, mcnemar_worse
@@ -80,12 +80,6 @@ class Changes:
     new: tuple[Name, ...]
     gone: tuple[Name, ...]
     notes: tuple[str, ...] = ()
-
-
-def severity(status: str) -> int:
-    """How bad a status is; one that is not known is the worst."""
-    known = [*SEVERITY]
-    return known.index(status) if status in known else (-1 if status == "informational" else 99)
 
 
 def changes(now: Sequence[Outcome], base: Sequence[Outcome]) -> Changes:

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from dllm_qbench.outcomes import Outcome
-from dllm_qbench.summary import rank, tests_of, why
+from dllm_qbench.run_view import rank, whole_run
+from dllm_qbench.summary import why
 from dllm_qbench.summary_changes import Changes
-from dllm_qbench.verdict.matrix import judge_matrix
 
 
 def summary_data(outcomes: Sequence[Outcome], compared: Changes | None = None) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def summary_data(outcomes: Sequence[Outcome], compared: Changes | None = None) -
     ``base`` is ``None`` where there is no other run to compare with.
     """
     ranked = sorted(outcomes, key=rank)
-    whole = [finding.text for finding in judge_matrix(tests_of(ranked))]
+    whole = [finding.text for finding in whole_run(outcomes)]
     failing = [outcome for outcome in ranked if outcome.fails]
     return {
         "fails": bool(failing or whole),

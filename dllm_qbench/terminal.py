@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 from dllm_qbench import __version__
-from dllm_qbench.progress import ProgressLine
-from dllm_qbench.terminal_table import WIDTH, Line, counts, rank, short_names, table
+from dllm_qbench.run_view import items_told, rank
+from dllm_qbench.terminal_table import WIDTH, Line, counts, short_names, table
 
 if TYPE_CHECKING:
     import pytest
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from dllm_qbench.outcomes import Outcome
 
 __all__ = [
-    "ProgressLine",
     "full_header",
     "header",
     "plain_summary",
@@ -155,6 +154,5 @@ def _legend(sections: Sequence[Section], verbosity: int) -> list[str]:
 
 
 def _title(model: str, outcomes: Sequence[Outcome]) -> str:
-    items = sorted({outcome.items for outcome in outcomes if outcome.items})
-    count = "-".join(str(number) for number in ({items[0], items[-1]} if items else {0}))
-    return f"quantization fidelity: {model}, {count} items a cell"
+    items = items_told(outcome.items for outcome in outcomes)
+    return f"quantization fidelity: {model}, {items} items a cell"

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from dllm_qbench.run_view import rank
+
 if TYPE_CHECKING:
     from dllm_qbench.outcomes import Outcome
 
@@ -17,15 +19,6 @@ WIDTH: Final = 100
 Line = tuple[str, str | None]
 """A line of text and the colour of its verdict, as pytest names colours."""
 
-_ORDER: Final = (
-    "infra",
-    "degraded",
-    "improved",
-    "inconclusive",
-    "changed",
-    "informational",
-    "equivalent",
-)
 _COLORS: Final = {
     "equivalent": "green",
     "informational": None,
@@ -73,17 +66,6 @@ def table(outcomes: Sequence[Outcome], width: int = WIDTH) -> list[Line]:
             lines += [(part, color) for part in _wrapped(cell, width)]
         lines.append((_line((names.get(cell, ""), *row), first, widths, gap), color))
     return lines
-
-
-def rank(outcome: Outcome) -> tuple[bool, int, float, str]:
-    """Sort key of the worst first: what fails, then by the verdict, then by the drop."""
-    drop = (outcome.verdict or {}).get("drop")
-    return (
-        not outcome.fails,
-        _ORDER.index(outcome.status) if outcome.status in _ORDER else 0,
-        -drop if drop is not None else 0.0,
-        outcome.cell,
-    )
 
 
 def color_of(status: str) -> str | None:

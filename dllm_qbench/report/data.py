@@ -53,8 +53,8 @@ from dllm_qbench.report.grid import models
 from dllm_qbench.report.profiles import modules_of, stored_of
 from dllm_qbench.report.prompts import Items, Wanted, find_items
 from dllm_qbench.report.reading import Cell, read_cells
-from dllm_qbench.summary import rank, tests_of
-from dllm_qbench.verdict.matrix import judge_matrix
+from dllm_qbench.run_view import rank
+from dllm_qbench.run_view import whole_run as whole_run_of
 
 VERSION: Final = 1
 _FIRST: Final = 5  # modules that the verdict names
@@ -126,7 +126,7 @@ def build(
 def _verdict(ranked: Sequence[Cell], whole_run: Sequence[str]) -> dict[str, Any]:
     outcomes = [cell.outcome for cell in ranked]
     failing = [cell for cell in ranked if cell.outcome.fails]
-    found = [finding.text for finding in judge_matrix(tests_of(outcomes))]
+    found = [finding.text for finding in whole_run_of(outcomes)]
     whole = list(dict.fromkeys([*found, *whole_run]))
     if not ranked:
         headline = "No cell was measured"

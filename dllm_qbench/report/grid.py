@@ -9,6 +9,7 @@ from typing import Any, Final
 from dllm_qbench.errors import SchemeError
 from dllm_qbench.quant.scheme import Scheme
 from dllm_qbench.report.reading import Cell
+from dllm_qbench.run_view import items_told
 
 METHODS: Final = ("rtn", "gptq", "awq", "smoothquant", "quarot", "duquant")
 _TASKS: Final = ("general", "math", "code")
@@ -36,10 +37,9 @@ def _model(name: str, cells: Sequence[Cell], place: Mapping[str, int]) -> dict[s
         *(task for task in met if task not in _TASKS),
     ]
     rows = sorted({(method, scheme) for method, scheme, _ in at}, key=_row_order)
-    sizes = sorted({cell.outcome.items for cell in cells if cell.outcome.items})
     return {
         "name": name,
-        "items": "-".join(str(size) for size in dict.fromkeys([*sizes[:1], *sizes[-1:]])) or "0",
+        "items": items_told(cell.outcome.items for cell in cells),
         "tasks": tasks,
         "rows": [
             {

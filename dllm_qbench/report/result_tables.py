@@ -18,6 +18,7 @@ from dllm_qbench.errors import QBenchError
 from dllm_qbench.outcomes import Outcome
 from dllm_qbench.paper import CATEGORIES, drop_of_average
 from dllm_qbench.report.grid import METHODS, scheme_order
+from dllm_qbench.run_view import items_told
 
 FULL_PRECISION: Final = "full precision"
 UNTOUCHED: Final = "W16A16"
@@ -144,8 +145,7 @@ def _table(
             _drop(c, of_row, intervals) if c.kind == "drop" else _value(c, of_row) for c in columns
         )
         rows.append(Row(scheme, method, values))
-    sizes = sorted({len(one.ids) for (*_, task), one in cells.items() if one and task in wanted})
-    items = "-".join(dict.fromkeys([*map(str, sizes[:1]), *map(str, sizes[-1:])])) or "0"
+    items = items_told(len(one.ids) for (*_, task), one in cells.items() if one and task in wanted)
     return ResultTable(model, items, columns, _with_best(rows, columns))
 
 

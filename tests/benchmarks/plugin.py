@@ -8,7 +8,6 @@ the same: a run that asks for benchmarks and cannot time them is refused.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+
+from dllm_qbench.baseline_paths import in_ci
 
 if TYPE_CHECKING:
     from dllm_qbench.benchmarks.gate import Bar, Expected
@@ -156,7 +157,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if not state.asked or hasattr(config, "workerinput") or config.getoption("collectonly"):
         return
-    if state.updates and os.environ.get("CI", "").strip().lower() in {"1", "true", "yes"}:
+    if state.updates and in_ci():
         raise pytest.UsageError(
             "--qbench-update-benchmarks is refused under CI=true, where nobody reviews what it writes"
         )

@@ -84,6 +84,7 @@ LIGHT = (
     "dllm_qbench.pytest_report",
     "dllm_qbench.cli_figures",
     "dllm_qbench.cli_report",
+    "dllm_qbench.run_view",
     "dllm_qbench.summary",
     "dllm_qbench.summary_data",
     "dllm_qbench.scaffold",

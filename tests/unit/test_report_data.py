@@ -23,7 +23,7 @@ from dllm_qbench.baselines import (
 from dllm_qbench.outcomes import Outcome
 from dllm_qbench.records import Record
 from dllm_qbench.report.data import build
-from dllm_qbench.summary_changes import severity
+from dllm_qbench.run_view import severity
 from dllm_qbench.summary_files import read_outcomes
 from dllm_qbench.verdict.bands import Band
 from dllm_qbench.verdict.judge import judge
