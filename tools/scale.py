@@ -82,7 +82,7 @@ class Run:
         yield
         seconds = time.perf_counter() - start
         on_device = torch.cuda.max_memory_allocated() if cuda else None
-        made = Stage(name, seconds, status("VmHWM"), before, on_device)
+        made = Stage(name, seconds, peak_since(before), before, on_device)
         self.stages.append(made)
         print(f"{name:<28} {seconds:9.1f} s {made.peak / GIB:8.2f} GiB", flush=True)
 
@@ -99,6 +99,15 @@ def reset_peak() -> int:
     """Start a new peak, and return the bytes held now."""
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
+
+
+def peak_since(before: int) -> int:
+    """Return the most bytes held since :func:`reset_peak` returned ``before``.
+
+    The kernel sums a process's pages from counters that its processors bring up to date in batches, so a
+    peak may read a few pages less than what was held a moment earlier; it is never below either reading.
+    """
+    return max(before, status("VmHWM"), status("VmRSS"))
 
 
 def evaluate(lm: DiffusionLM, items: int = 4, length: int = 24, samples: int = 8) -> dict[str, Any]:

@@ -57,6 +57,19 @@ def test_peak_is_that_of_the_stage_and_not_of_an_earlier_one() -> None:
     assert small.peak < large.peak - 0.5 * 2**28
 
 
+def test_peak_is_not_below_what_was_held_when_the_kernel_lags(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel brings its counts up to date in batches: a peak was once read 4 KiB below the start."""
+    readings = {"VmRSS": 2212151296, "VmHWM": 2212147200}
+    monkeypatch.setattr(scale, "status", readings.__getitem__)
+    monkeypatch.setattr(scale, "reset_peak", lambda: readings["VmRSS"])
+    found = scale.Run()
+    with found.stage("nothing"):
+        pass
+    assert found.stages[0].peak == found.stages[0].before == 2212151296
+
+
 def test_table_stands_between_the_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{scale.START}\nold\n{scale.END}\nafter\n")
