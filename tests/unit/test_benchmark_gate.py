@@ -249,26 +249,31 @@ def test_nothing_fails_beside_a_busy_neighbour_and_that_is_said(
     assert unless_busy(passed, others) == passed
 
 
-def test_neighbours_are_what_the_system_counts_less_this_process(tmp_path: Path) -> None:
+def test_neighbours_are_what_the_system_counts_less_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = {"wall": 100.0, "process": 7.0}
+    monkeypatch.setattr(time, "monotonic", lambda: clock["wall"])
+    monkeypatch.setattr(time, "process_time", lambda: clock["process"])
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 0 50 1000 5 1 2 3 0 0\ncpu0 1 2 3\n")
     neighbours = Neighbours(stat)
-    time.sleep(0.2)
+    clock.update(wall=100.2, process=7.05)
     stat.write_text("cpu  120 0 50 1000 9 1 2 13 0 0\ncpu0 1 2 3\n")
-    found = neighbours.cores()
     seconds = 30 / os.sysconf("SC_CLK_TCK")  # 20 of user time and 10 stolen; waiting is idle
-    assert found is not None
-    assert 0.5 * seconds / 0.2 < found <= seconds / 0.2
+    assert neighbours.cores() == pytest.approx((seconds - 0.05) / 0.2)
     assert Neighbours(tmp_path / "missing").cores() is None
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system has no /proc/stat")
 def test_a_process_that_runs_beside_is_seen() -> None:
-    program = "import time; end = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass"
-    with subprocess.Popen([sys.executable, "-c", program]):
-        time.sleep(0.3)
-        neighbours = Neighbours()
-        time.sleep(1.0)
-        found = neighbours.cores()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as beside:
+        try:
+            time.sleep(0.3)
+            neighbours = Neighbours()
+            time.sleep(1.0)
+            found = neighbours.cores()
+        finally:
+            beside.kill()
     assert found is not None
     assert found > 0.5
