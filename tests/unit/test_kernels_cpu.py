@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,8 @@ def everything(x: Tensor) -> list[Tensor]:
         kernels.hadamard(x.bfloat16(), inverse=True, signs=signs, backend="cpu"),
         *parts(kernels.rotate_quantize(x, 8, width=64, backend="cpu")),
         *parts(kernels.rotate_quantize(x, 4, signs=signs, backend="cpu")),
+        *parts(kernels.rotate_quantize(x.bfloat16(), 8, width=48, signs=signs, backend="cpu")),
+        *parts(kernels.quantize(x.bfloat16(), 4, group=50, symmetric=False, backend="cpu")),
         *parts(kernels.quantize(x, 4, group=50, backend="cpu")),
         *parts(codes),
     ]
@@ -99,13 +102,45 @@ def test_fused_rounding_of_a_power_of_two_is_the_reference_bit_by_bit(
         assert torch.equal(found.data, expected.data)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("width", [1, 4, 64, 2048])
+def test_bfloat16_is_the_reference_bit_by_bit(width: int, signed: bool) -> None:
+    """Every other row of a wider tensor, too, and rows with an infinity and a NaN."""
+    x = (drawn(67, 6144) * torch.logspace(-30, 30, 67)[:, None]).bfloat16()
+    x[3, 5], x[4, 7] = torch.inf, torch.nan
+    signs = torch.where(torch.arange(2048) % 3 == 0, -1.0, 1.0) if signed else None
+    for own in (x[:, :2048].contiguous(), x[::2, 2048:4096]):
+        for inverse in (False, True):
+            how = {"width": width, "signs": signs, "inverse": inverse}
+            found = kernels.hadamard(own, backend="cpu", **how)
+            expected = kernels.hadamard(own, backend="torch", **how)
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+        own = own[5:] if own.is_contiguous() else own[3:]  # no bits are promised of a NaN's codes
+        for bits in (4, 8):
+            rotated = {"width": width, "signs": signs, "clip": 0.7}
+            assert_same(kernels.rotate_quantize, own, bits, **rotated)
+            for symmetric in (True, False):
+                assert_same(kernels.quantize, own, bits, group=50, symmetric=symmetric)
+
+
+def assert_same(operation: Callable[..., kernels.Codes], x: Tensor, bits: int, **how: Any) -> None:
+    found = parts(operation(x, bits, backend="cpu", **how))
+    expected = parts(operation(x, bits, backend="torch", **how))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("width", BIG)
 def test_big_widths_are_the_dense_product(width: int) -> None:
     x = drawn(3, width)
     for inverse in (False, True):
-        found = kernels.hadamard(x, inverse=inverse, backend="cpu").double()
-        expected = kernels.hadamard(x.double(), inverse=inverse, backend="torch")
-        assert float((found - expected).norm() / expected.norm()) < 4e-7
+        for own, most in (
+            (x, 4e-7),
+            (x.bfloat16(), 2**-9),
+        ):  # bfloat16's is rounded once, at its end
+            found = kernels.hadamard(own, inverse=inverse, backend="cpu").double()
+            expected = kernels.hadamard(own.double(), inverse=inverse, backend="torch")
+            assert float((found - expected).norm() / expected.norm()) < most
     codes = kernels.rotate_quantize(x, 8, backend="cpu")
     exact = kernels.hadamard(x.double(), backend="torch")
     assert bool(((codes.dequantize() - exact).abs() <= codes.scale * 0.501).all())

@@ -7,7 +7,7 @@ The transform of a power of two is the reference's bit by bit.
 
 Modules, from the bottom: ``compiled`` (how), ``threads`` and ``rows`` (what all share), ``registers`` and
 ``vectors`` (instructions on whole registers); the kernels ``turn``, ``rounding``, ``fused``,
-``unpacking`` and ``scaling``; and what calls them: ``activations``, ``weights``, ``product``.
+``halves``, ``unpacking`` and ``scaling``; and what calls them: ``activations``, ``weights``, ``product``.
 """
 
 from __future__ import annotations

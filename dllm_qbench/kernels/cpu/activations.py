@@ -12,11 +12,14 @@ from torch import Tensor
 
 from dllm_qbench.kernels.codes import Codes
 from dllm_qbench.kernels.cpu.fused import turn_and_round
+from dllm_qbench.kernels.cpu.halves import round_halves, turn_halves
 from dllm_qbench.kernels.cpu.rounding import round_rows
 from dllm_qbench.kernels.cpu.rows import empty, flat, on_cpu, rows_at_once, scratch
 from dllm_qbench.kernels.cpu.threads import in_ranges
 from dllm_qbench.kernels.cpu.turn import Turn, turn_of
 from dllm_qbench.kernels.packing import packed_width
+
+_AT_ONCE = 4096  # elements: 16 KiB of float32, half of a level-1 cache
 
 
 def hadamard(x: Tensor, width: int, signs: Tensor | None, inverse: bool) -> Tensor:
@@ -30,6 +33,9 @@ def hadamard(x: Tensor, width: int, signs: Tensor | None, inverse: bool) -> Tens
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     turn = turn_of(width, inverse, dtype)
     before, after = (None, signs) if inverse else (signs, None)
+    if x.dtype == torch.bfloat16:
+        _turned_halves(x_MI, made_MI, turn, before, after)
+        return made_MI.view(x.shape)
     plain = x.dtype == dtype and x_MI.is_contiguous() and before is None
 
     def work(start: int, stop: int) -> None:
@@ -50,6 +56,21 @@ def hadamard(x: Tensor, width: int, signs: Tensor | None, inverse: bool) -> Tens
 
     in_ranges(len(x_MI), I, work)
     return made_MI.view(x.shape)
+
+
+def _turned_halves(
+    x_MI: Tensor, made_MI: Tensor, turn: Turn, before: Tensor | None, after: Tensor | None
+) -> None:
+    """Turn bfloat16 rows; signs multiply them before or after."""
+    I = x_MI.shape[1]  # noqa: E741 (the legend's name)
+    src, dst = _bits(x_MI), _bits(made_MI)
+    near, far = _signs(before), _signs(after)
+
+    def work(start: int, stop: int) -> None:
+        own = slice(start * I, stop * I)
+        turn_halves(src[own], dst[own], I, _rows(turn, I), near, far, *turn.arguments)
+
+    in_ranges(len(x_MI), I, work)
 
 
 def rotate_quantize(x: Tensor, width: int, signs: Tensor | None, bits: int, clip: float) -> Codes:
@@ -124,12 +145,30 @@ def _rounded(
                 _turn_into(turned[: last - first], x_MI[first:last], signs, turn)
             round_into(own, first, last)
 
+    def work_on_halves(start: int, stop: int) -> None:
+        round_halves(
+            halves[start * I : stop * I],
+            I,
+            _rows(turn, I),
+            _signs(signs),
+            turn is not None,
+            group,
+            bits,
+            symmetric,
+            ratio,
+            flat_codes[start * width_of_codes : stop * width_of_codes],
+            flat_scale[start * G : stop * G],
+            flat_zero[start * G : stop * G],
+            *(turn or turn_of(1, False, torch.float32)).arguments,
+        )
+
     if x.numel():
         x_MI = x.detach().reshape(M, I)
         turn = None if width is None else turn_of(width, False, torch.float32)
         plain = x.dtype == torch.float32 and x_MI.is_contiguous() and signs is None
         flat_x = flat(x_MI) if plain else flat(torch.empty(0))
-        in_ranges(M, I, work)
+        halves = _bits(x_MI) if x.dtype == torch.bfloat16 else np.empty(0, np.uint16)
+        in_ranges(M, I, work_on_halves if len(halves) else work)
     data = codes.view(torch.int8) if bits == 8 and symmetric else codes
     return Codes(
         data.view(*lead, width_of_codes),
@@ -139,6 +178,21 @@ def _rounded(
         I,
         group,
     )
+
+
+def _bits(x: Tensor) -> npt.NDArray[np.uint16]:
+    """Return the memory of bfloat16 values, a copy where they are not in order."""
+    return flat(x.contiguous().view(torch.uint16))
+
+
+def _signs(signs: Tensor | None) -> npt.NDArray[np.float32]:
+    """Return signs as kernels take them: float32, none where there are none."""
+    return flat(torch.empty(0) if signs is None else signs.detach().float().contiguous())
+
+
+def _rows(turn: Turn | None, size: int) -> int:
+    """Return how many rows of bfloat16 are widened at a time: a transform of any m wants more of them."""
+    return rows_at_once(size) if turn is not None and turn.m > 1 else max(1, _AT_ONCE // size)
 
 
 def _turn_into(own: Tensor, x: Tensor, signs: Tensor | None, turn: Turn | None) -> None:

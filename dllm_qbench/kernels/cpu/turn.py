@@ -53,9 +53,14 @@ class Turn:
     factor: Any
     lanes: int
 
+    @property
+    def arguments(self) -> tuple[int, int, npt.NDArray[np.int32], bool, Any, int]:
+        """What :func:`turn_flat` takes after its arrays."""
+        return self.k, self.m, self.places, self.paired, self.factor, self.lanes
+
     def __call__(self, src: Floats, dst: Floats) -> None:
         """Turn ``src`` into ``dst``, flat arrays of a size that n divides; they may be the same."""
-        if self.m == 1:
+        if self.m == 1:  # asked here too: what is not needed is not compiled
             turn_power(dst, src, self.k, self.factor, self.lanes)
         else:
             _turn_paley(dst, src, self.m, self.k, self.places, self.paired, self.factor, self.lanes)
@@ -146,6 +151,28 @@ def _row(
                     across(dst, i, step, own, 2)
                 else:
                     across(dst, i, step, own, 1)
+
+
+@compiled
+def turn_flat(
+    dst: Floats,
+    src: Floats,
+    k: int,
+    m: int,
+    places: npt.NDArray[np.int32],
+    paired: bool,
+    factor: Any,
+    lanes: int,
+) -> None:
+    """Turn every 2^k m neighbours of ``src``, whose size that divides; ``dst`` may be ``src``.
+
+    Args:
+        k, m, places, paired, factor, lanes: as of :class:`Turn`.
+    """
+    if m == 1:
+        turn_power(dst, src, k, factor, lanes)
+    else:
+        _turn_paley(dst, src, m, k, places, paired, factor, lanes)
 
 
 @compiled
