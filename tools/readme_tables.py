@@ -2,7 +2,7 @@
 
 RECORDS is what ``pytest -m quick --qbench-records=RECORDS`` wrote. Replaced is what stands between
 the README's markers ``<!-- drops:begin -->`` (drops by model, method and scheme) and
-``<!-- table:begin -->`` (the summary with every cell, as the terminal shows it with ``-v``).
+``<!-- table:begin -->`` (the summary, as the terminal shows it).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def _rank(row: str) -> tuple[int, int]:
 
 
 def as_printed(outcomes: Sequence[Outcome]) -> str:
-    """The summary as a terminal of 80 columns shows it with ``-v``: every cell."""
-    return "\n".join(["```text", *terminal.plain_summary(outcomes, 80, verbosity=1), "```"])
+    """The summary as a terminal of 80 columns shows it."""
+    return "\n".join(["```text", *terminal.plain_summary(outcomes, 80), "```"])
 
 
 def replaced(text: str, name: str, inner: str) -> str:

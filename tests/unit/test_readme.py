@@ -115,14 +115,16 @@ def test_folders_that_the_tour_names_exist() -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def test_table_shows_the_cells_and_bands_of_the_baselines() -> None:
+def test_table_shows_cells_and_bands_of_the_baselines_and_counts_the_rest() -> None:
     table = README.partition("<!-- table:begin -->")[2].partition("<!-- table:end -->")[0]
     sections = re.split(r"^=+ quantization fidelity: ([^,]+), .*$", table, flags=re.MULTILINE)[1:]
     assert set(sections[::2]) == set(MODELS)
     for model, text in zip(sections[::2], sections[1::2], strict=True):
-        rows = {line.split()[0]: line for line in text.splitlines() if line.count("/") == 2}
+        rows = {line.split()[0]: line for line in text.splitlines() if re.match("[a-z]+/", line)}
         stored = read_baselines(ROOT / "baselines" / f"{model}.json").cells
-        assert set(rows) == set(stored)
+        (more,) = re.findall(r"^(\d+) more cells ", text, flags=re.MULTILINE)
+        assert set(rows) < set(stored)
+        assert len(rows) + int(more) == len(stored)
         for cell, row in rows.items():
             assert f"  {stored[cell].band}  " in re.sub(r" {2,}", "  ", row), row
 
