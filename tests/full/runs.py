@@ -32,7 +32,7 @@ def run_full(*options: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def measured(local: Local, folder: Path, model: str, *options: str) -> list[Record]:
+def measured(local: Local, folder: Path, model: str, *options: str, items: int = 2) -> list[Record]:
     """Run a stand-in's cells, all of which must pass, and return their records."""
     records = folder / "r.jsonl"
     run = run_full(
@@ -40,7 +40,7 @@ def measured(local: Local, folder: Path, model: str, *options: str) -> list[Reco
         *options,
         f"--qbench-model={model}",
         "--qbench-profile=brief",
-        "--qbench-limit=2",
+        f"--qbench-limit={items}",
         f"--qbench-records={records}",
         folder=folder,
     )
@@ -49,7 +49,7 @@ def measured(local: Local, folder: Path, model: str, *options: str) -> list[Reco
     assert f"{len(found)} passed" in run.stdout
     assert {record.model for record in found} == {model}
     for record in found:
-        assert record.items == 2
+        assert record.items == items
         assert record.audit_findings == (), record.cell
         assert record.provenance["model"]["stands_in"] is True
     # A stand-in is told, never judged: its figures mean nothing.
@@ -58,8 +58,8 @@ def measured(local: Local, folder: Path, model: str, *options: str) -> list[Reco
     return found
 
 
-def require_whole_matrix(local: Local, folder: Path, model: str) -> None:
+def require_whole_matrix(local: Local, folder: Path, model: str, items: int) -> None:
     """Run every cell that the paper has of a model."""
-    found = measured(local, folder, model)
+    found = measured(local, folder, model, items=items)
     assert Counter(record.task for record in found) == dict.fromkeys(PAPER_TASKS, len(QUANTIZERS))
     assert {(record.method, record.scheme) for record in found} == {*QUANTIZERS}

@@ -9,4 +9,4 @@ from tests.full.runs import require_whole_matrix
 
 
 def test_whole_matrix_runs_to_its_end(local: Local, tmp_path: Path) -> None:
-    require_whole_matrix(local, tmp_path, "dream-7b-base")
+    require_whole_matrix(local, tmp_path, "dream-7b-base", items=2)
