@@ -142,8 +142,8 @@ def linear_quantized(
 ) -> Tensor:
     """Multiply rounded inputs by a packed weight, in integers where each has one group a row.
 
-    ``y = (q_x - z_x)(q_w - z_w)^T * s_x * s_w + bias``, accumulated in int32 (or, with groups, in
-    float32) and scaled in float32.
+    ``y = (q_x - z_x)(q_w - z_w)^T * s_x * s_w + bias``, accumulated in int32 and scaled in
+    float32. With groups in float32; backend ``cpu`` rounds both sides to bfloat16 first where the result is.
 
     Args:
         codes: ``[..., I]`` rounded.

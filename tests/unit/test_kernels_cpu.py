@@ -313,6 +313,25 @@ def test_linear_takes_tiles_and_groups(
         )
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [None, 64])
+def test_a_bfloat16_product_of_groups_is_that_of_bfloat16_values(
+    group: int | None, symmetric: bool
+) -> None:
+    codes = kernels.quantize(drawn(9, 260), 8, group=group, symmetric=symmetric, backend="torch")
+    weight, bias = packed(11, 260, 4, 64, symmetric), drawn(11)
+    how: dict[str, Any] = {"dtype": torch.bfloat16, "backend": "cpu"}
+    found = kernels.linear_quantized(codes, weight, bias, **how)
+    assert found.dtype == torch.bfloat16
+    x, w = codes.dequantize().double(), weight.dequantize().double()
+    size = x.abs() @ w.abs().T + bias.double().abs()
+    off = (found.double() - (x @ w.T + bias.double())).abs()
+    assert bool((off <= 4 * 2**-9 * size).all())  # both sides, the bias and the result are rounded
+    assert float(off.max()) > 0
+    halves = kernels.linear(x.bfloat16(), weight, bias, backend="cpu")
+    assert torch.equal(found, halves)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_integer_product_is_the_reference_bit_by_bit(

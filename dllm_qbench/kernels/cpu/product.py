@@ -45,7 +45,10 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
 def linear_quantized(
     codes: Codes, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Multiply integer inputs: in int32 where each has one scale a row, else in float32."""
+    """Multiply integer inputs: in int32 where each has one scale a row, else as floats.
+
+    A bfloat16 result is then that of bfloat16 values, as it is of a fake-quantized linear.
+    """
     on_cpu(codes.data, "linear_quantized")
     on_cpu(weight.data, "linear_quantized: a weight")
     O, I = weight.shape  # noqa: E741 (the legend's names)
@@ -53,7 +56,8 @@ def linear_quantized(
     M = lead.numel()
     grouped = codes.scale.shape[-1] != 1 or weight.scale.shape[-1] != 1
     if M == 0 or I == 1 or grouped:  # torch 2.13's integer product takes [1, O] for [O, 1]
-        values = dequantized(codes) if M and I else torch.empty(M, I)
+        kind = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        values = dequantized(codes, kind) if M and I else torch.empty(M, I, dtype=kind)
         return linear(values, weight, bias).view(*lead, O).to(dtype)
     symmetric = codes.symmetric and weight.symmetric
     if _MOST[symmetric] < I:

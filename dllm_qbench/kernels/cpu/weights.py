@@ -88,10 +88,10 @@ class Tiles:
         return made.T
 
 
-def dequantized(codes: Codes) -> Tensor:
-    """Return the values that codes stand for, float32 ``[M, I]``."""
+def dequantized(codes: Codes, dtype: torch.dtype) -> Tensor:
+    """Return the values that codes stand for, float32 or bfloat16 ``[M, I]``."""
     G = codes.scale.shape[-1]
-    made_MI = torch.empty(codes.scale.numel() // G, codes.size)
+    made_MI = torch.empty(codes.scale.numel() // G, codes.size, dtype=dtype)
     scale_MG = codes.scale.reshape(-1, G)
     zero_MG = None if codes.zero is None else codes.zero.reshape(-1, G)
     flip, zeros_MG = _origin(codes.bits, zero_MG, scale_MG)
