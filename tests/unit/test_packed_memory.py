@@ -52,8 +52,8 @@ def test_memory_falls_by_what_codes_are_narrower_than_floats() -> None:
     """Resident memory is the best of three runs: pages of libraries that come and go meanwhile count in it,
     on a machine short of memory more than weights do.
     """
-    off = {}
-    for attempt in range(3):
+    shares = []
+    for _ in range(3):
         made = subprocess.run(
             [sys.executable, "-c", PROGRAM],
             env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
@@ -66,9 +66,9 @@ def test_memory_falls_by_what_codes_are_narrower_than_floats() -> None:
         fell = {how: found["fake"][how] - found["packed"][how] for how in ("tensors", "process")}
         # A fake layer keeps scales and zero points beside its weights: a little more than expected falls.
         assert 0.98 * expected <= fell["tensors"] <= 1.03 * expected, found
-        off[attempt] = fell["process"] / expected
-        if 0.9 <= off[attempt] <= 1.15:
+        shares.append(fell["process"] / expected)
+        if 0.9 <= shares[-1] <= 1.15:
             return
     raise AssertionError(
-        f"resident memory fell by other than what weights take, as a share of it: {off}"
+        f"resident memory fell by other than what weights take, as a share of it: {shares}"
     )

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from dllm_qbench.kernels.codes import Codes
-from dllm_qbench.kernels.cpu.fused import turn_and_round
+from dllm_qbench.kernels.cpu.fused import AT_ONCE, turn_and_round
 from dllm_qbench.kernels.cpu.halves import round_halves, turn_halves
 from dllm_qbench.kernels.cpu.rounding import round_rows
 from dllm_qbench.kernels.cpu.rows import empty, flat, on_cpu, rows_at_once, scratch
 from dllm_qbench.kernels.cpu.threads import in_ranges
 from dllm_qbench.kernels.cpu.turn import Turn, turn_of
 from dllm_qbench.kernels.packing import packed_width
-
-_AT_ONCE = 4096  # elements: 16 KiB of float32, half of a level-1 cache
 
 
 def hadamard(x: Tensor, width: int, signs: Tensor | None, inverse: bool) -> Tensor:
@@ -150,7 +148,7 @@ def _rounded(
             halves[start * I : stop * I],
             I,
             _rows(turn, I),
-            _signs(signs),
+            near,
             turn is not None,
             group,
             bits,
@@ -159,7 +157,7 @@ def _rounded(
             flat_codes[start * width_of_codes : stop * width_of_codes],
             flat_scale[start * G : stop * G],
             flat_zero[start * G : stop * G],
-            *(turn or turn_of(1, False, torch.float32)).arguments,
+            *arguments,
         )
 
     if x.numel():
@@ -167,8 +165,12 @@ def _rounded(
         turn = None if width is None else turn_of(width, False, torch.float32)
         plain = x.dtype == torch.float32 and x_MI.is_contiguous() and signs is None
         flat_x = flat(x_MI) if plain else flat(torch.empty(0))
-        halves = _bits(x_MI) if x.dtype == torch.bfloat16 else np.empty(0, np.uint16)
-        in_ranges(M, I, work_on_halves if len(halves) else work)
+        if x.dtype == torch.bfloat16:
+            halves, near = _bits(x_MI), _signs(signs)
+            arguments = (turn or turn_of(1, False, torch.float32)).arguments
+            in_ranges(M, I, work_on_halves)
+        else:
+            in_ranges(M, I, work)
     data = codes.view(torch.int8) if bits == 8 and symmetric else codes
     return Codes(
         data.view(*lead, width_of_codes),
@@ -192,7 +194,7 @@ def _signs(signs: Tensor | None) -> npt.NDArray[np.float32]:
 
 def _rows(turn: Turn | None, size: int) -> int:
     """Return how many rows of bfloat16 are widened at a time: a transform of any m wants more of them."""
-    return rows_at_once(size) if turn is not None and turn.m > 1 else max(1, _AT_ONCE // size)
+    return rows_at_once(size) if turn is not None and turn.m > 1 else max(1, AT_ONCE // size)
 
 
 def _turn_into(own: Tensor, x: Tensor, signs: Tensor | None, turn: Turn | None) -> None:

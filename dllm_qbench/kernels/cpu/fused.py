@@ -10,7 +10,7 @@ from dllm_qbench.kernels.cpu.compiled import compiled
 from dllm_qbench.kernels.cpu.rounding import Bytes, Floats, round_rows
 from dllm_qbench.kernels.cpu.turn import aligned_zeros, turn_power
 
-_AT_ONCE = 4096  # elements
+AT_ONCE = 4096  # elements: 16 KiB of float32, half of a level-1 cache
 
 
 @compiled
@@ -32,7 +32,7 @@ def turn_and_round(
         k, factor, lanes: as of :class:`dllm_qbench.kernels.cpu.turn.Turn`.
         bits, ratio, codes, scales: as of :func:`round_rows`.
     """
-    rows, width, M = max(1, _AT_ONCE // size), (size * bits + 7) // 8, scales.size
+    rows, width, M = max(1, AT_ONCE // size), (size * bits + 7) // 8, scales.size
     turned, zeros = aligned_zeros(rows * size, x), np.empty(0, np.uint8)
     for m in range(0, M, rows):
         last = min(m + rows, M)

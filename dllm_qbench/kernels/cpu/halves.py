@@ -46,7 +46,7 @@ def turn_halves(
     for at in range(0, src.size, rows * size):
         last = min(at + rows * size, src.size)
         own = wide[: last - at]
-        _widen(own, own.view(np.int32), src[at:last], before)
+        _widen(own, src[at:last], before)
         turn_flat(own, own, k, m, places, paired, factor, lanes)
         if after.size:
             _multiply(own, after)
@@ -87,13 +87,12 @@ def round_halves(
     for r in range(0, M, rows):
         last = min(r + rows, M)
         own = wide[: (last - r) * size]
-        words = own.view(np.int32)
-        _widen(own, words, src[r * size : last * size], before)
+        _widen(own, src[r * size : last * size], before)
         if turned:
             turn_flat(own, own, k, m, places, paired, factor, lanes)
         round_rows(
             own,
-            words,
+            own.view(np.int32),
             size,
             group,
             bits,
@@ -106,8 +105,9 @@ def round_halves(
 
 
 @compiled
-def _widen(values: Floats, words: Places, halves: Halves, signs: Floats) -> None:
-    """Write bfloat16 values as float32; ``words`` is the memory of ``values``."""
+def _widen(values: Floats, halves: Halves, signs: Floats) -> None:
+    """Write bfloat16 values as float32, times signs ``[I]`` where there are any."""
+    words = values.view(np.int32)
     for i in range(halves.size):
         words[i] = np.int32(np.uint32(halves[i]) << np.uint32(16))
     if signs.size:
